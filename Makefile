@@ -1,0 +1,48 @@
+# `make demo` and `make test` do all their own set-up in .venv/, and reuse it.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+DEMO_ARGS ?=
+
+bin := .venv/bin
+build := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
+native_code = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.c')
+sources := date_kernels python tests examples
+
+.PHONY: demo demo-tune test lint format clean
+
+demo: .venv/demo
+	$(bin)/python examples/demo/run.py $(DEMO_ARGS)
+
+demo-tune: .venv/demo
+	$(bin)/python examples/demo/tune.py
+
+test: lint
+	$(bin)/pytest
+
+lint: .venv/test
+	$(bin)/ruff check $(sources)
+	$(bin)/ruff format --check $(sources)
+	$(bin)/mypy
+	$(bin)/clang-format --dry-run --Werror $(native_code)
+
+format: .venv/test
+	$(bin)/ruff check --fix $(sources)
+	$(bin)/ruff format $(sources)
+	$(bin)/clang-format -i $(native_code)
+
+# torch comes first and alone, so that nothing else decides which build of it is taken.
+.venv/torch:
+	$(PYTHON) -m venv .venv
+	$(bin)/pip install --quiet "$(TORCH)" numpy
+	touch $@
+
+.venv/demo: .venv/torch $(build)
+	$(bin)/pip install --quiet --editable ".[demo]"
+	touch $@
+
+.venv/test: .venv/torch $(build)
+	$(bin)/pip install --quiet --editable ".[demo,test]"
+	touch $@
+
+clean:
+	rm -rf .venv build out

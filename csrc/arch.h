@@ -1,0 +1,10 @@
+// The namespace of everything that is compiled once per instruction set. The same template built with
+// different -m flags has ONE mangled name, and the linker keeps whichever it meets first: an AVX-512 body may
+// then serve the baseline. A namespace per instruction set keeps them apart.
+#pragma once
+
+#ifndef DK_ARCH
+#error "compile with -DDK_ARCH=<name of the instruction set>"
+#endif
+
+#define DK_INLINE inline __attribute__((always_inline))

@@ -1,0 +1,101 @@
+// pybind11 only; no logic.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cpu/launch.h"
+
+namespace py = pybind11;
+using Integers = py::array_t<std::int64_t, py::array::c_style>;
+using Doubles = py::array_t<double, py::array::c_style>;
+
+namespace {
+
+/// layers: (n, 4 + kMaxStates) = weights, step, size, options, states...; items: (m, 4) = begin, end, layer,
+/// kind.
+std::unique_ptr<dk::Engine> make_engine(int family, int target, const Integers& layer_table,
+                                        const Integers& item_table) {
+  const auto l = layer_table.unchecked<2>();
+  const auto t = item_table.unchecked<2>();
+  std::vector<dk::Layer> layers(l.shape(0));
+  for (py::ssize_t i = 0; i < l.shape(0); ++i) {
+    dk::Layer& layer = layers[i];
+    layer = {};
+    layer.weights = reinterpret_cast<void*>(l(i, 0));
+    layer.step = reinterpret_cast<float*>(l(i, 1));
+    layer.size = l(i, 2);
+    layer.options = static_cast<std::int32_t>(l(i, 3));
+    for (int k = 0; k < dk::kMaxStates; ++k) layer.states[k] = reinterpret_cast<void*>(l(i, 4 + k));
+  }
+  std::vector<dk::Item> items(t.shape(0));
+  for (py::ssize_t i = 0; i < t.shape(0); ++i) {
+    items[i] = {t(i, 0), t(i, 1), static_cast<std::int32_t>(t(i, 2)), static_cast<dk::Kind>(t(i, 3))};
+  }
+  return std::make_unique<dk::Engine>(family, dk::targets()[target], std::move(layers), std::move(items));
+}
+
+py::list assign_rows(dk::Engine& engine) {
+  py::list rows;
+  for (const dk::RowKey& key : engine.assign_rows()) rows.append(py::make_tuple(key.options, key.step));
+  return rows;
+}
+
+void run(dk::Engine& engine, const py::list& gradients, const Doubles& rows, const Doubles& trust,
+         int threads, double max_grad_norm, bool skip_nonfinite) {
+  for (std::size_t i = 0; i < engine.layers.size(); ++i) {
+    engine.layers[i].gradient = PyLong_AsVoidPtr(gradients[i].ptr());
+  }
+  const double* const row = rows.data();
+  const auto* const trust_row = reinterpret_cast<const dk::TrustRow*>(trust.data());
+  const py::gil_scoped_release release;
+  engine.run(row, trust_row, threads, max_grad_norm, skip_nonfinite);
+}
+
+py::array_t<double> view(py::object owner, const double* data, py::ssize_t rows, py::ssize_t columns) {
+  return py::array_t<double>({rows, columns}, data, std::move(owner));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.attr("LEAF") = dk::kLeaf;
+  m.attr("MAX_STATES") = dk::kMaxStates;
+  m.attr("TRUST_FIELDS") =
+      py::tuple(py::cast(std::vector<std::string>(std::begin(dk::kTrustFields), std::end(dk::kTrustFields))));
+  m.attr("REPORT_FIELDS") = py::tuple(
+      py::cast(std::vector<std::string>(std::begin(dk::kReportFields), std::end(dk::kReportFields))));
+  py::dict families;
+  for (const dk::Family& family : dk::families()) {
+    families[family.name] = py::make_tuple(
+        families.size(),
+        py::tuple(py::cast(std::vector<std::string>(family.fields.begin(), family.fields.end()))),
+        family.states);
+  }
+  m.attr("FAMILIES") = families;
+  m.def("targets", [] {
+    py::list all;
+    for (const dk::Target& target : dk::targets()) all.append(py::make_tuple(target.name, target.supported));
+    return all;
+  });
+  m.def("openmp_library", &dk::openmp_library);
+  py::class_<dk::Engine>(m, "Engine")
+      .def(py::init(&make_engine), py::arg("family"), py::arg("target"), py::arg("layers"), py::arg("items"))
+      .def("assign_rows", &assign_rows)
+      .def("run", &run, py::arg("gradients"), py::arg("rows"), py::arg("trust"), py::arg("threads"),
+           py::arg("max_grad_norm"), py::arg("skip_nonfinite"))
+      .def("skip", &dk::Engine::skip)
+      .def_property_readonly("reports",
+                             [](py::object self) {
+                               const auto& reports = self.cast<dk::Engine&>().reports;
+                               return view(self, reinterpret_cast<const double*>(reports.data()),
+                                           static_cast<py::ssize_t>(reports.size()),
+                                           sizeof(dk::LayerReport) / sizeof(double));
+                             })
+      .def_property_readonly("verdict", [](py::object self) {
+        const auto& v = self.cast<dk::Engine&>().verdict;
+        return py::make_tuple(v.total_norm, v.clip, v.skip != 0);
+      });
+}

@@ -1,0 +1,93 @@
+// What a step is made of: plain structs, filled from date_kernels/plan.py, read by every device.
+#pragma once
+#include <cstdint>
+
+namespace dk {
+
+constexpr int kMaxStates = 3;
+
+/// Elements of one partial sum, by element index. It knows nothing of chunks or workers, so the sums do not
+/// either.
+constexpr std::int64_t kLeaf = 4096;
+
+enum class Kind : std::int32_t {
+  plain,    // update alone: a layer without trust
+  whole,    // measure and update in one visit
+  measure,  // partial sums; whoever measured a chunk updates it once the layer's ratio is known
+  scan,     // sum of squares of the gradient over all layers; stands before everything else
+};
+
+/// Elements [begin, end) of a layer; begin is a multiple of kLeaf.
+struct Item {
+  std::int64_t begin, end;
+  std::int32_t layer;
+  Kind kind;
+};
+
+/// Sums of squares: of the weights, and of what the ratio's denominator is the norm of.
+struct Sums {
+  double weight, measured;
+};
+
+/// The bounded trust ratio's numbers, one row per distinct (options, step). All doubles: rows arrive as
+/// arrays of doubles.
+struct TrustRow {
+  double coefficient, lower, upper, eps, zero_norm, added_decay, weight_norm_lower, weight_norm_upper,
+      clip_by_lr, lr;
+};
+constexpr const char* kTrustFields[] = {
+    "coefficient",       "lower",      "upper", "eps", "zero_norm", "added_decay", "weight_norm_lower",
+    "weight_norm_upper", "clip_by_lr", "lr"};
+static_assert(sizeof(TrustRow) == sizeof(double) * (sizeof(kTrustFields) / sizeof(*kTrustFields)));
+
+/// What the step found out about a layer.
+struct LayerReport {
+  double weight_norm, measured_norm, raw_ratio, ratio, clamp, skipped;
+};
+constexpr const char* kReportFields[] = {"weight_norm", "measured_norm", "raw_ratio",
+                                         "ratio",       "clamp",         "skipped"};
+static_assert(sizeof(LayerReport) == sizeof(double) * (sizeof(kReportFields) / sizeof(*kReportFields)));
+
+struct Layer {
+  void* weights;
+  const void* gradient;
+  void* states[kMaxStates];  // null where the layer's options do not use that state
+  float* step;               // null where the rule counts no steps
+  std::int64_t size;
+  std::int64_t slot;      // first of its ceil(size / kLeaf) slots
+  std::int32_t measures;  // MEASURE items of this layer
+  std::int32_t options;   // which options its param group gives it
+  std::int32_t row;       // its row of hyper-parameters in this step
+};
+
+/// One clip factor and one decision for the whole step, from the SCANs.
+struct Verdict {
+  double total_norm, clip, skip;
+};
+
+/// In memory that the workers themselves read and advance: a captured graph replays it correctly.
+struct Clock {
+  alignas(64) std::uint64_t ticket;
+  alignas(64) std::uint32_t left;
+  std::uint32_t scanned, judged, epoch;
+};
+
+struct Plan {
+  const Item* items;
+  std::int64_t n_items, n_scans;
+  const Layer* layers;
+  const double* rows;  // Rule::Row, as doubles
+  const TrustRow* trust;
+  Sums* slots;
+  std::int64_t n_slots;
+  std::uint32_t* arrived;    // per layer: MEASUREs done
+  std::uint32_t* published;  // per layer: the epoch whose ratio stands in `reports`
+  std::int64_t* next;        // per item: links a worker's chunks that wait for their ratio
+  LayerReport* reports;
+  Verdict* verdict;
+  Clock* clock;
+  double max_grad_norm;  // infinity: no clipping
+  bool skip_nonfinite;
+};
+
+}  // namespace dk

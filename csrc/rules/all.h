@@ -1,0 +1,8 @@
+// The only C++ list of rules; date_kernels/rules.py is the Python one.
+#pragma once
+#include "rmsprop.h"
+#include "sgd.h"
+
+#define DK_FOR_EACH_RULE(X) \
+  X("sgd", Sgd)             \
+  X("rmsprop", Rmsprop)

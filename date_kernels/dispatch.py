@@ -1,0 +1,293 @@
+"""Backends: which are there, why the others are not, and one function that steps through either."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import native, reference
+from .layers import check_layers
+from .plan import Plan, States, check_groups, find_rule
+from .reference import Telemetry
+from .rules import Group
+
+
+class Stepper(Protocol):
+    """Takes steps of one rule; keeps what it needs from one to the next."""
+
+    def step(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        states: States,
+        steps: Sequence[Tensor | None],
+        groups: Sequence[Group],
+        *,
+        grad_scale: Tensor | float | None = None,
+        found_inf: Tensor | float | None = None,
+        name_of: Callable[[int], str] | None = None,
+    ) -> Telemetry:
+        """Take one step in place; see `date_kernels.step`."""
+
+
+class ReferenceStepper:
+    """The float64 reference behind the tensors' signature: slow, and the truth."""
+
+    def __init__(self, rule: str) -> None:
+        self.rule = find_rule(rule)
+
+    def step(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        states: States,
+        steps: Sequence[Tensor | None],
+        groups: Sequence[Group],
+        *,
+        grad_scale: Tensor | float | None = None,
+        found_inf: Tensor | float | None = None,
+        name_of: Callable[[int], str] | None = None,
+    ) -> Telemetry:
+        """Take one step in float64 and round the results into the tensors."""
+        groups = [self.rule.complete(group) for group in groups]
+        check_groups(self.rule, groups)
+        check_layers(self.rule, params, grads, states, steps, groups, name_of)
+        arrays = {key: _arrays(state) for key, state in states.items()}
+        weights, counters = _arrays(params), _arrays(steps)
+        telemetry = reference.step(
+            self.rule.name,
+            weights,
+            _arrays(grads),
+            arrays,
+            counters,
+            groups,
+            grad_scale=None if grad_scale is None else float(grad_scale),
+            found_inf=None if found_inf is None else float(found_inf),
+        )
+        for tensors, results in ((params, weights), (steps, counters)):
+            _write(tensors, results)
+        for key, state in states.items():
+            _write(state, arrays[key])
+        return telemetry
+
+
+def _arrays(tensors: Sequence[Tensor | None]) -> list[Any]:
+    return [
+        None if tensor is None else tensor.detach().numpy().astype(np.float64) for tensor in tensors
+    ]
+
+
+def _write(tensors: Sequence[Tensor | None], arrays: Sequence[NDArray[np.float64] | None]) -> None:
+    with torch.no_grad():
+        for tensor, array in zip(tensors, arrays, strict=True):
+            if tensor is not None:
+                tensor.copy_(torch.from_numpy(np.asarray(array)))
+
+
+BACKENDS: Mapping[str, type[Plan] | type[ReferenceStepper]] = {
+    "cpu": Plan,
+    "reference": ReferenceStepper,
+}
+
+
+def make_stepper(rule: str, backend: str | None = None) -> Stepper:
+    """Make what takes an optimizer's steps.
+
+    Parameters
+    ----------
+    rule : str
+        A family of `date_kernels.rules.RULES`.
+    backend : {"cpu", "reference"}, optional
+        Without it the compiled kernels where they are there, else the reference, with a warning.
+
+    Raises
+    ------
+    ValueError
+        For an unknown rule or backend.
+    RuntimeError
+        Where the backend asked for is not available: an explicit request never falls back.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is unknown; there are {', '.join(BACKENDS)}")
+    if backend is None and native.why_missing is not None:
+        warnings.warn(
+            f"steps are taken by the slow float64 reference: {native.why_missing}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        backend = "reference"
+    return BACKENDS[backend or "cpu"](rule)
+
+
+def step(
+    rule: str,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    states: States,
+    steps: Sequence[Tensor | None],
+    groups: Sequence[Group],
+    *,
+    grad_scale: Tensor | float | None = None,
+    found_inf: Tensor | float | None = None,
+    backend: str | None = None,
+) -> Telemetry:
+    """Take one layer-wise step over all tensors and param groups, in one launch.
+
+    Norms, bounded trust ratio and update of every layer as LARS (You, Gitman, Ginsburg 2017) and
+    DATE (You et al. 2019, Algorithm 1) state them. Every call plans anew; an optimizer keeps a plan
+    instead (`make_stepper`).
+
+    Parameters
+    ----------
+    rule : str
+        A family: ``"sgd"`` or ``"rmsprop"``.
+    params, grads : sequence of Tensor
+        float32 on the CPU, one layer each, of any shape and dense layout. Parameters change in
+        place, gradients never.
+    states : mapping of str to sequence of (Tensor or None)
+        By torch's key, each in its parameter's shape; None where a layer's options do not use that
+        state. Change in place.
+    steps : sequence of (Tensor or None)
+        One-element float32 counters of the steps taken so far; advanced by 1. None where the
+        options need none.
+    groups : sequence of mapping
+        Plain scalars with torch's names. ``"params"`` holds the indices of the group's tensors and
+        ``"exclude"``, optional, a bool each; ``"lr"`` must be there, other options have defaults.
+    grad_scale : float or one-element Tensor, optional
+        Gradients are divided by it first.
+    found_inf : float or one-element Tensor, optional
+        Where not 0, nothing changes; where given, a layer whose norm is not finite is skipped.
+    backend : {"cpu", "reference"}, optional
+        Without it the fastest that is there.
+
+    Returns
+    -------
+    Telemetry
+        Per layer the norms, the raw and the bounded ratio, whether a bound was hit and whether the
+        layer was skipped.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        Before anything is written, with the tensor's or option's name, what came and what to do.
+
+    Examples
+    --------
+    >>> import torch, date_kernels
+    >>> w, g = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
+    >>> group = {"params": [0], "lr": 0.1, "trust": True, "trust_upper": 1.0}
+    >>> date_kernels.step("sgd", [w], [g], {}, [None], [group]).raw_ratio.tolist()
+    [2.5]
+    >>> w
+    tensor([3.0000, 3.8000])
+    """
+    return make_stepper(rule, backend).step(
+        params, grads, states, steps, groups, grad_scale=grad_scale, found_inf=found_inf
+    )
+
+
+@dataclass(frozen=True)
+class Info:
+    """What this installation can do here; ``print`` it.
+
+    Attributes
+    ----------
+    version, torch_version : str
+    backends : dict
+        Each backend's name with None where it is available, else the reason why not.
+    cpu_target : str or None
+        The instruction set in use.
+    cpu_targets : dict
+        Each instruction set with None where it can run here, else the reason why not.
+    openmp_library : str or None
+        The file that the kernels' OpenMP runtime was loaded from.
+    shares_torch_openmp : bool
+        Whether it is torch's own: then both use one pool of threads.
+    threads : int
+        Workers of a step: ``torch.get_num_threads()``.
+    """
+
+    version: str
+    torch_version: str
+    backends: dict[str, str | None]
+    cpu_target: str | None
+    cpu_targets: dict[str, str | None]
+    openmp_library: str | None
+    shares_torch_openmp: bool
+    threads: int
+
+    def __str__(self) -> str:
+        def line(name: str, reason: str | None) -> str:
+            return f"  {name:<10} {'available' if reason is None else f'not available: {reason}'}"
+
+        shared = (
+            "torch's own: one pool of threads"
+            if self.shares_torch_openmp
+            else "not torch's: two pools of threads compete, steps are slower"
+        )
+        return "\n".join(
+            (
+                f"date-kernels {self.version}, torch {self.torch_version}",
+                "backends:",
+                *(line(*item) for item in self.backends.items()),
+                f"cpu targets (in use: {self.cpu_target}):",
+                *(line(*item) for item in self.cpu_targets.items()),
+                f"openmp: {self.openmp_library} ({shared})",
+                f"threads: {self.threads}",
+            )
+        )
+
+
+def info() -> Info:
+    """Tell which backends and instruction sets are there, and why the others are not.
+
+    Raises
+    ------
+    RuntimeError
+        Where ``DATE_KERNELS_CPU_TARGET`` asks for an instruction set that cannot run here.
+    """
+    try:
+        own_version = version("date-kernels")
+    except PackageNotFoundError:
+        own_version = "not installed"
+    why = native.why_missing
+    targets = [] if why else native.module().targets()
+    library = None if why else native.module().openmp_library()
+    return Info(
+        version=own_version,
+        torch_version=torch.__version__,
+        backends={
+            "cpu": why,
+            "cuda": "not part of this version",
+            "triton": "not part of this version",
+            "reference": None,
+        },
+        cpu_target=None if why else native.find_target()[1],
+        cpu_targets={
+            name: None if supported else "this processor does not support it"
+            for name, supported in targets
+        },
+        openmp_library=library,
+        shares_torch_openmp=library is not None
+        and _openmp_runtimes() == {os.path.realpath(library)},
+        threads=torch.get_num_threads(),
+    )
+
+
+def _openmp_runtimes() -> set[str]:
+    """The OpenMP runtimes in this process: a second one would be torch's own."""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.exists() else []
+    files = {line.split(maxsplit=5)[5] for line in lines if len(line.split(maxsplit=5)) == 6}
+    names = ("libgomp", "libomp", "libiomp")
+    return {os.path.realpath(file) for file in files if Path(file).name.startswith(names)}

@@ -1,0 +1,226 @@
+"""What may be a layer: the checks on its tensors, and how their memory is laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .rules import Group, Rule, needs_step
+
+_KNOWN_TYPES = (Tensor, torch.nn.Parameter)
+
+
+def check_tensor(tensor: object, what: str, param: Tensor | None = None) -> Tensor:
+    """Refuse what no kernel here can serve.
+
+    Parameters
+    ----------
+    tensor : object
+    what : str
+        Its name in errors.
+    param : Tensor, optional
+        The parameter that a gradient or a state must match in shape, dtype and device.
+
+    Raises
+    ------
+    TypeError
+        Not a float32 tensor, or a subclass of Tensor whose memory is not its own.
+    RuntimeError
+        A sparse or complex tensor, or one that is not on the CPU.
+    ValueError
+        Another shape than the parameter's.
+    """
+    if type(tensor) not in _KNOWN_TYPES:
+        raise TypeError(
+            f"{what} is a {type(tensor).__name__}; only a plain torch.Tensor or Parameter has "
+            "memory that a kernel may write to"
+        )
+    assert isinstance(tensor, Tensor)
+    if tensor.layout != torch.strided:
+        raise RuntimeError(
+            f"{what} is sparse ({tensor.layout}), which layer-wise optimizers do not support; "
+            "make it dense, e.g. nn.Embedding(sparse=False)"
+        )
+    if tensor.is_complex():
+        raise RuntimeError(
+            f"{what} is complex ({tensor.dtype}), which is not supported; "
+            "optimize torch.view_as_real of it"
+        )
+    if tensor.device.type != "cpu":
+        raise RuntimeError(
+            f"{what} is on {tensor.device}, but this version has kernels for the CPU alone; "
+            "move it with .cpu()"
+        )
+    if tensor.dtype != torch.float32:
+        raise TypeError(f"{what} has dtype {tensor.dtype}, but only torch.float32 is supported")
+    if param is not None and tensor.shape != param.shape:
+        raise ValueError(
+            f"{what} has shape {tuple(tensor.shape)}, but its parameter has {tuple(param.shape)}"
+        )
+    return tensor
+
+
+def check_step(step: object, what: str) -> None:
+    """Refuse a step counter that is not one float32 element on the CPU."""
+    check_tensor(step, what)
+    assert isinstance(step, Tensor)
+    if step.numel() != 1:
+        raise ValueError(f"{what} has shape {tuple(step.shape)}, but a step counter is one element")
+
+
+def layout(tensor: Tensor) -> tuple[tuple[int, int], ...]:
+    """(size, stride) of the dimensions that matter: equal layouts address equal elements alike."""
+    return tuple(
+        (size, stride)
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        if size != 1
+    )
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill their memory without gap or overlap, in any order of dimensions."""
+    expected = 1
+    for size, stride in sorted(layout(tensor), key=lambda x: x[1]):
+        if stride != expected:
+            return tensor.numel() == 0
+        expected *= size
+    return True
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two indices may address one element (an expanded tensor, say)."""
+    if tensor.numel() == 0:
+        return False
+    reach = 0
+    for size, stride in sorted(layout(tensor), key=lambda x: x[1]):
+        if stride <= reach:
+            return True
+        reach += (size - 1) * stride
+    return False
+
+
+def _addresses(tensor: Tensor) -> NDArray[np.int64]:
+    """The addresses of all elements, in bytes."""
+    addresses = np.array([tensor.data_ptr()], dtype=np.int64)
+    for size, stride in layout(tensor):
+        steps = np.arange(size, dtype=np.int64) * stride * tensor.element_size()
+        addresses = (addresses[:, None] + steps).reshape(-1)
+    return addresses
+
+
+def check_disjoint(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse tensors to be written that share memory: the step would be taken twice there.
+
+    Raises
+    ------
+    ValueError
+        It names the two tensors.
+    """
+    spans = []
+    for what, tensor in tensors:
+        if overlaps_itself(tensor):
+            raise ValueError(
+                f"{what} overlaps itself: shape {tuple(tensor.shape)}, stride {tensor.stride()}; "
+                "pass a tensor whose elements have memory of their own, e.g. its .clone()"
+            )
+        if tensor.numel() > 0:
+            reach = sum((size - 1) * stride for size, stride in layout(tensor)) + 1
+            begin = tensor.data_ptr()
+            spans.append((begin, begin + reach * tensor.element_size(), what, tensor))
+    spans.sort(key=lambda span: span[:2])
+    open_spans: list[tuple[int, int, str, Tensor]] = []
+    for span in spans:
+        open_spans = [other for other in open_spans if other[1] > span[0]]
+        for other in open_spans:
+            # Interleaved columns share a range and no element; dense tensors that share a range
+            # share elements.
+            apart = (
+                not (is_dense(span[3]) and is_dense(other[3]))
+                and not np.intersect1d(_addresses(span[3]), _addresses(other[3])).size
+            )
+            if not apart:
+                raise ValueError(
+                    f"{other[2]} and {span[2]} overlap in memory: the step would be taken "
+                    "twice there; pass each element once"
+                )
+        open_spans.append(span)
+
+
+def dense_like(param: Tensor) -> Tensor:
+    """Memory in the parameter's own order of dimensions where it is dense, else contiguous."""
+    if is_dense(param):
+        return torch.empty_like(param, memory_format=torch.preserve_format, requires_grad=False)
+    return torch.empty(param.shape, dtype=param.dtype, device=param.device)
+
+
+def check_layers(
+    rule: Rule,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    states: Mapping[str, Sequence[Tensor | None]],
+    steps: Sequence[Tensor | None],
+    groups: Sequence[Group],
+    name_of: Callable[[int], str] | None,
+) -> list[tuple[int, bool]]:
+    """Check every tensor of a step before anything is written.
+
+    Returns
+    -------
+    list of (int, bool)
+        For each parameter, its group and whether the group excludes it from trust and weight decay.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        It names the tensor, shows what came and says what to do.
+    """
+    count = len(params)
+    for what, sequence in (("grads", grads), ("steps", steps), *states.items()):
+        if len(sequence) != count:
+            raise ValueError(f"{what} has {len(sequence)} entries for {count} params")
+    layers = _assign_groups(groups, count)
+    written: list[tuple[str, Tensor]] = []
+    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        name = f"params[{i}]" if name_of is None else name_of(i)
+        group = groups[layers[i][0]]
+        written.append((name, check_tensor(param, name)))
+        check_tensor(grad, f"the gradient of {name}", param)
+        step = steps[i]
+        if step is not None:
+            check_step(step, f"the step counter of {name}")
+        elif needs_step(rule, group):
+            raise ValueError(f"{name} needs a step counter, but steps[{i}] is None")
+        for key in rule.used(group):
+            state = states[key][i] if key in states else None
+            what = f"state {key!r} of {name}"
+            if state is None:
+                raise ValueError(f"{what} is missing; create it before the step")
+            written.append((what, check_tensor(state, what, param)))
+    check_disjoint(written)
+    return layers
+
+
+def _assign_groups(groups: Sequence[Group], count: int) -> list[tuple[int, bool]]:
+    layers: list[tuple[int, bool] | None] = [None] * count
+    for index, group in enumerate(groups):
+        members = group["params"]
+        excluded = group.get("exclude") or (False,) * len(members)
+        if len(excluded) != len(members):
+            raise ValueError(
+                f"param group {index}: exclude has {len(excluded)} entries "
+                f"for {len(members)} params"
+            )
+        for member, is_excluded in zip(members, excluded, strict=True):
+            if not 0 <= member < count or layers[member] is not None:
+                raise ValueError(
+                    f"param group {index}: params[{member}] is out of range or in a group already"
+                )
+            layers[member] = (index, bool(is_excluded))
+    placed = [layer for layer in layers if layer is not None]
+    if len(placed) < count:
+        raise ValueError(f"params[{layers.index(None)}] is in no group")
+    return placed

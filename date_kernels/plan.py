@@ -1,0 +1,399 @@
+"""The plan of a step: which layers, cut into which items, under which rows of numbers.
+
+It is built once and reused while it fits. A plan knows tensors; the engine that runs it
+(``csrc/engine.h``) knows chunks, and a rule (``csrc/rules``) knows numbers.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import native
+from .layers import check_layers, dense_like, layout
+from .reference import Telemetry
+from .rules import RULES, Group, Rule, check_group, hyper_row, is_measured, needs_step, trust_row
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from . import _native
+
+States = Mapping[str, Sequence[Tensor | None]]
+
+LEAF = 4096
+"""Elements of one partial sum (``csrc/plan.h``)."""
+
+CHUNK = 65_536
+"""Elements a worker measures and updates at a time: 32 to 128 thousand are alike on a CPU, less
+costs scheduling, more stalls at the end of each layer. A power-of-two number of leaves, so that no
+leaf is cut."""
+
+
+class Kind(enum.IntEnum):
+    """The kinds of items (``csrc/plan.h``)."""
+
+    PLAIN = 0
+    WHOLE = 1
+    MEASURE = 2
+    SCAN = 3
+
+
+def build_items(
+    sizes: Sequence[int], measured: Sequence[bool], *, scan: bool, chunk: int = CHUNK
+) -> NDArray[np.int64]:
+    """Cut layers into items.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Elements of each layer.
+    measured : sequence of bool
+        Whether the layer's norms are taken.
+    scan : bool
+        Whether all gradients are looked at first.
+    chunk : int
+        Elements of an item: a power of two, at least one leaf.
+
+    Returns
+    -------
+    ndarray of int64, shape (items, 4)
+        Rows (begin, end, layer, kind): all SCANs, then each layer's items together.
+    """
+    if chunk < LEAF or chunk & (chunk - 1):
+        raise ValueError(f"chunk must be a power of two of at least {LEAF}, not {chunk}")
+
+    def cut(kind: Callable[[int], Kind]) -> list[NDArray[np.int64]]:
+        return [_cut_layer(layer, size, kind(layer), chunk) for layer, size in enumerate(sizes)]
+
+    def kind(layer: int) -> Kind:
+        if not measured[layer]:
+            return Kind.PLAIN
+        return Kind.WHOLE if sizes[layer] <= chunk else Kind.MEASURE
+
+    parts = [*(cut(lambda _: Kind.SCAN) if scan else []), *cut(kind)]
+    return np.concatenate(parts) if parts else np.empty((0, 4), dtype=np.int64)
+
+
+def _cut_layer(layer: int, size: int, kind: Kind, chunk: int) -> NDArray[np.int64]:
+    begin = np.arange(0, max(size, 1), chunk, dtype=np.int64)
+    items = np.empty((len(begin), 4), dtype=np.int64)
+    items[:, 0] = begin
+    items[:, 1] = np.minimum(begin + chunk, size)
+    items[:, 2] = layer
+    items[:, 3] = kind
+    return items
+
+
+def check_order(items: NDArray[np.int64]) -> None:
+    """Refuse an order in which the engine could wait for ever (``csrc/engine.h``)."""
+    kinds, layers = items[:, 3], items[:, 2]
+    scans = kinds == Kind.SCAN
+    if np.any(np.diff(scans.astype(np.int8)) > 0):
+        raise ValueError("every SCAN must stand before all other items")
+    measured = layers[kinds == Kind.MEASURE]
+    runs = measured[np.flatnonzero(np.diff(measured, prepend=-1))]
+    if len(runs) != len(np.unique(runs)) or not _together(layers[~scans]):
+        raise ValueError("a layer's items must stand together")
+
+
+def _together(layers: NDArray[np.int64]) -> bool:
+    runs = layers[np.flatnonzero(np.diff(layers, prepend=-1))]
+    return len(runs) == len(np.unique(runs))
+
+
+@dataclass
+class _Built:
+    """A native engine and what goes with it, for the tensors and options it was built for."""
+
+    engine: _native.Engine
+    reports: NDArray[np.float64]
+    written: list[Tensor]
+    copies: list[tuple[Tensor, Tensor]]  # (the user's tensor, the dense copy that kernels see)
+    gradient_copies: list[tuple[int, Tensor]]  # (layer, its gradient in the parameter's layout)
+    keys: list[tuple[int, bool]]  # the distinct (group, excluded): a layer's options
+    max_grad_norm: float
+    skip_nonfinite: bool
+    rows_of: tuple[Any, ...] | None = None
+    rows: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+
+
+class Plan:
+    """One optimizer's step on the CPU, kept from step to step.
+
+    It is rebuilt when a shape, a layout, the address of a parameter or a state, or the set of
+    layers changes; gradients may move freely. A step that raises has changed nothing.
+
+    Parameters
+    ----------
+    rule : str
+        A family of `date_kernels.rules.RULES`.
+    chunk : int
+        Elements per item: a power of two, at least one leaf.
+    order : callable, optional
+        Permutes the item list: every order that `check_order` accepts gives the same bits.
+    target : str, optional
+        Instruction set; without it `date_kernels.native.find_target` chooses.
+
+    Attributes
+    ----------
+    builds : int
+        How often it was built.
+    """
+
+    def __init__(
+        self,
+        rule: str,
+        *,
+        chunk: int = CHUNK,
+        order: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
+        target: str | None = None,
+    ) -> None:
+        self.rule = find_rule(rule)
+        self.builds = 0
+        self._chunk = chunk
+        self._order = order
+        self._native = native.module()
+        self._target, _ = native.find_target(target)
+        self._options: list[tuple[Any, ...]] | None = None
+        self._signature: tuple[Any, ...] | None = None
+        self._built: _Built | None = None
+
+    def step(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        states: States,
+        steps: Sequence[Tensor | None],
+        groups: Sequence[Group],
+        *,
+        grad_scale: Tensor | float | None = None,
+        found_inf: Tensor | float | None = None,
+        name_of: Callable[[int], str] | None = None,
+    ) -> Telemetry:
+        """Take one step in place; see `date_kernels.step`.
+
+        Returns
+        -------
+        Telemetry
+            Views of the plan's own memory: the next step overwrites them.
+        """
+        scale = 1.0 if grad_scale is None else float(grad_scale)
+        groups = [self.rule.complete(group) for group in groups]
+        options = [self.rule.values(group) for group in groups]
+        if options != self._options:
+            check_groups(self.rule, groups)
+        if not 0 < scale < math.inf:
+            raise ValueError(f"grad_scale must be a finite number above 0, not {scale}")
+        built = self._fitting(params, grads, states, steps, groups, found_inf is not None, name_of)
+        self._options = options
+        if found_inf is not None and float(found_inf) != 0:
+            built.engine.skip()
+            return _telemetry(built)
+        pointers = [grad.data_ptr() for grad in grads]
+        with torch.no_grad():
+            for layer, copy in built.gradient_copies:
+                copy.copy_(grads[layer])
+                pointers[layer] = copy.data_ptr()
+            for tensor, copy in built.copies:
+                copy.copy_(tensor)
+            self._launch(built, pointers, groups, scale)
+            for tensor, copy in built.copies:
+                tensor.copy_(copy)
+        torch.autograd.graph.increment_version(built.written)
+        return _telemetry(built)
+
+    def _launch(
+        self, built: _Built, pointers: list[int], groups: Sequence[Group], scale: float
+    ) -> None:
+        keys = built.engine.assign_rows()
+        rows_of = (keys, self._options, scale)
+        if built.rows is None or rows_of != built.rows_of:
+            layers = [(groups[built.keys[key][0]], built.keys[key][1], k) for key, k in keys]
+            _, fields, _ = self._native.FAMILIES[self.rule.name]
+            built.rows = (
+                _table([hyper_row(self.rule, *layer, scale) for layer in layers], fields),
+                _table([trust_row(*layer) for layer in layers], self._native.TRUST_FIELDS),
+            )
+            built.rows_of = rows_of
+        built.engine.run(
+            pointers,
+            *built.rows,
+            torch.get_num_threads(),
+            built.max_grad_norm,
+            built.skip_nonfinite,
+        )
+
+    def _fitting(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        states: States,
+        steps: Sequence[Tensor | None],
+        groups: Sequence[Group],
+        scaled: bool,
+        name_of: Callable[[int], str] | None,
+    ) -> _Built:
+        """The plan of before where it still fits, else a new one."""
+        written = [*params, *steps, *chain.from_iterable(states.values())]
+        structure = [
+            (
+                tuple(group["params"]),
+                group.get("exclude"),
+                is_measured(group, excluded=False),
+                self.rule.used(group),
+                needs_step(self.rule, group),
+                group["max_grad_norm"],
+                group["on_nonfinite"],
+            )
+            for group in groups
+        ]
+        try:
+            signature = (structure, scaled, *_fingerprint(written, grads))
+        except (AttributeError, RuntimeError):
+            signature = None  # a sparse tensor has no strides, say: the build's checks will name it
+        if self._built is None or signature is None or signature != self._signature:
+            self._signature = None  # a build that raises leaves no plan that seems to fit
+            self._built = self._build(params, grads, states, steps, groups, scaled, name_of)
+            self._signature = signature
+        return self._built
+
+    def _build(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        states: States,
+        steps: Sequence[Tensor | None],
+        groups: Sequence[Group],
+        scaled: bool,
+        name_of: Callable[[int], str] | None,
+    ) -> _Built:
+        layers = check_layers(self.rule, params, grads, states, steps, groups, name_of)
+        keys = list(dict.fromkeys(layers))
+        copies: list[tuple[Tensor, Tensor]] = []
+        gradient_copies: list[tuple[int, Tensor]] = []
+        written: list[Tensor] = []
+        table = np.zeros((len(params), 4 + self._native.MAX_STATES), dtype=np.int64)
+
+        def visible(tensor: Tensor, like: Tensor) -> int:
+            """The address that kernels see: the tensor's own, or a copy's in the layer's layout."""
+            written.append(tensor)
+            if layout(tensor) == layout(like):
+                return tensor.data_ptr()
+            copies.append((tensor, torch.empty_like(like)))
+            return copies[-1][1].data_ptr()
+
+        for i, (param, grad, step) in enumerate(zip(params, grads, steps, strict=True)):
+            group = groups[layers[i][0]]
+            like = dense_like(param)
+            if layout(grad) != layout(like):
+                gradient_copies.append((i, torch.empty_like(like)))
+            table[i, :4] = visible(param, like), 0, param.numel(), keys.index(layers[i])
+            if step is not None:
+                table[i, 1] = visible(step, step)
+            for k, key in enumerate(self.rule.states):
+                state = states[key][i] if key in self.rule.used(group) else None
+                if state is not None:
+                    table[i, 4 + k] = visible(state, like)
+
+        skip, limit = (
+            (groups[0][k] for k in ("on_nonfinite", "max_grad_norm")) if groups else ("", None)
+        )
+        items = build_items(
+            [param.numel() for param in params],
+            [is_measured(groups[index], excluded) for index, excluded in layers],
+            scan=limit is not None or (skip == "skip" and not scaled),
+            chunk=self._chunk,
+        )
+        if self._order is not None:
+            items = self._order(items)
+        check_order(items)
+        family, _, _ = self._native.FAMILIES[self.rule.name]
+        engine = self._native.Engine(family, self._target, table, items)
+        self.builds += 1
+        return _Built(
+            engine=engine,
+            reports=engine.reports,
+            written=written,
+            copies=copies,
+            gradient_copies=gradient_copies,
+            keys=keys,
+            max_grad_norm=math.inf if limit is None else float(limit),
+            skip_nonfinite=scaled or skip == "skip",
+        )
+
+
+def find_rule(name: str) -> Rule:
+    """The family of that name.
+
+    Raises
+    ------
+    ValueError
+        Where there is none.
+    """
+    if name not in RULES:
+        raise ValueError(f"rule {name!r} is unknown; there are {', '.join(RULES)}")
+    return RULES[name]
+
+
+def check_groups(rule: Rule, groups: Sequence[Group]) -> None:
+    """Check each group, and that all agree where one decision serves the whole step.
+
+    Raises
+    ------
+    ValueError
+        It names the group and the option.
+    """
+    for index, group in enumerate(groups):
+        try:
+            check_group(rule, group)
+        except ValueError as error:
+            raise ValueError(f"param group {index}: {error}") from None
+    for key in ("max_grad_norm", "on_nonfinite"):
+        values = list(dict.fromkeys(group[key] for group in groups))
+        if len(values) > 1:
+            raise ValueError(
+                f"{key} is one decision for all param groups, but they differ: {values}; "
+                "give every group the same"
+            )
+
+
+def _fingerprint(written: Sequence[Tensor | None], grads: Sequence[Tensor]) -> tuple[Any, ...]:
+    """What must be as it was for a plan to fit; gradients may stand elsewhere."""
+    present = [tensor for tensor in written if tensor is not None]
+    tensors = [*present, *grads]
+    return (
+        [tensor is None for tensor in written],
+        [tensor.data_ptr() for tensor in present],
+        [type(tensor) for tensor in tensors],
+        [tensor.dtype for tensor in tensors],
+        [tensor.shape for tensor in tensors],
+        [tensor.stride() for tensor in tensors],
+    )
+
+
+def _table(rows: Sequence[Mapping[str, float]], fields: Sequence[str]) -> NDArray[np.float64]:
+    return np.array([[row[field] for field in fields] for row in rows], dtype=np.float64)
+
+
+def _telemetry(built: _Built) -> Telemetry:
+    weight_norm, measured_norm, raw_ratio, ratio, clamp, skipped = built.reports.T
+    total_norm, clip, _ = built.engine.verdict
+    return Telemetry(
+        weight_norm=weight_norm,
+        measured_norm=measured_norm,
+        raw_ratio=raw_ratio,
+        ratio=ratio,
+        clamp=clamp,
+        skipped=skipped != 0,
+        total_norm=total_norm,
+        clip=clip,
+    )

@@ -1,0 +1,320 @@
+"""The one step of every optimizer here: from torch's param groups to one call of the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from date_kernels import RULES, Stepper, Telemetry, make_stepper
+from date_kernels.rules import check_group, needs_step
+
+from .trust_ratio import TrustRatio, group_options
+
+Exclude: TypeAlias = str | Callable[[str | None, Tensor], bool] | None
+"""None, ``"1d"``, or a predicate of (name or None, parameter)."""
+
+_PREDICATE = "predicate"
+"""What stands in ``defaults["exclude"]`` for a predicate, which is not kept itself."""
+
+
+class ConflictError(ValueError, RuntimeError):
+    """Two arguments that exclude each other; torch raises RuntimeError for some of these."""
+
+
+@dataclass(frozen=True)
+class LayerTelemetry:
+    """What the last step found out about one layer.
+
+    Attributes
+    ----------
+    weight_norm : float
+        ``||w||`` before the step; NaN for a layer without trust, whose norms are not taken.
+    measured_norm : float
+        ``||g||``, or ``||g + decay*w||`` with ``weight_decay="combined"``; NaN as above.
+    raw_ratio : float
+        The trust ratio before its bounds; NaN as above.
+    ratio : float
+        The ratio applied; 1 for a layer without trust.
+    clamp : int
+        -1 where the lower bound was hit, 1 for the upper, 0 for neither.
+    skipped : bool
+        Whether the layer was left as it was, since its norm or a gradient was not finite.
+    """
+
+    weight_norm: float
+    measured_norm: float
+    raw_ratio: float
+    ratio: float
+    clamp: int
+    skipped: bool
+
+
+class LayerwiseOptimizer(Optimizer):
+    """Base of the optimizers here: groups of plain scalars, torch's state keys, one native call.
+
+    Parameters
+    ----------
+    params : iterable
+        As torch.optim: tensors, (name, tensor) pairs or dicts of a param group.
+    defaults : dict
+        torch's options of the rule, ``trust`` (TrustRatio or None) and ``exclude`` included.
+    """
+
+    rule: ClassVar[str]
+    """The kernels' family."""
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        exclude = defaults["exclude"]
+        defaults = _expand_trust(defaults)
+        defaults["exclude"] = exclude if exclude is None or isinstance(exclude, str) else _PREDICATE
+        self._check(defaults)
+        self._exclude: Exclude = exclude  # for the groups given now; gone afterwards
+        super().__init__(params, defaults)
+        del self._exclude
+
+    def _check(self, group: dict[str, Any]) -> None:
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError(f"Tensor lr must be 1-element, not of shape {tuple(lr.shape)}")
+        if group["fused"] and group["foreach"]:
+            raise ConflictError("`fused` and `foreach` cannot be `True` together.")
+        for flag in ("capturable", "differentiable"):
+            if group[flag]:
+                raise RuntimeError(
+                    f"{type(self).__name__} does not support `{flag}` yet; leave it at False"
+                )
+        check_group(RULES[self.rule], RULES[self.rule].complete(group))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, as torch.optim; it may have its own ``trust`` and ``exclude``.
+
+        Parameters
+        ----------
+        param_group : dict
+            ``"params"`` and any options that differ from the constructor's.
+
+        Raises
+        ------
+        ValueError
+            For options out of their range, or where the constructor was given a predicate and this
+            group no ``exclude``: the predicate was not kept.
+        """
+        group = _expand_trust(param_group)
+        exclude = group.pop("exclude", getattr(self, "_exclude", self.defaults["exclude"]))
+        if exclude == _PREDICATE:
+            raise ValueError(
+                "the predicate that the optimizer was built with is not kept; "
+                "give this param group its own exclude="
+            )
+        _check_exclude(exclude)
+        self._check({**self.defaults, **group})
+        super().add_param_group(group)
+        try:
+            self.param_groups[-1]["exclude"] = _resolve(exclude, self.param_groups[-1])
+        except BaseException:
+            self.param_groups.pop()
+            raise
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Complete what an older or a plain torch optimizer has saved."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                if key != "exclude":
+                    group.setdefault(key, value)
+        for values in self.state.values():
+            step = values.get("step")
+            if step is not None and not (isinstance(step, Tensor) and step.dtype == torch.float32):
+                values["step"] = torch.tensor(float(step), dtype=torch.float32)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of this optimizer or of its torch.optim twin.
+
+        Options that the state does not hold stay as they are.
+
+        Parameters
+        ----------
+        state_dict : dict
+            As `state_dict` returns it.
+        """
+        groups = state_dict["param_groups"]
+        if len(groups) == len(self.param_groups):  # if not, torch says so
+            groups = [
+                {**{k: v for k, v in own.items() if k != "params"}, **saved}
+                for own, saved in zip(self.param_groups, groups, strict=True)
+            ]
+        super().load_state_dict({**state_dict, "param_groups": groups})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step over all param groups in one native call.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Reevaluates the model and returns the loss.
+
+        Returns
+        -------
+        The closure's loss, or None.
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            Before anything is written: parameters, states and step counts are as they were.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        gathered = _Gathered(self)
+        if gathered.params:
+            self._telemetry = (
+                gathered.params,
+                self._stepper_of().step(
+                    gathered.params,
+                    gathered.grads,
+                    gathered.states,
+                    gathered.steps,
+                    gathered.groups,
+                    name_of=lambda i: self._name(gathered.params[i]),
+                ),
+            )
+            gathered.keep_new_states(self._telemetry[1])
+        return loss
+
+    def _stepper_of(self) -> Stepper:
+        # Not in __init__: copies and pickles of an Optimizer lose its attributes, and a plan
+        # belongs to one optimizer.
+        stepper: Stepper | None = self.__dict__.get("_stepper")
+        if stepper is None:
+            stepper = self._stepper = make_stepper(self.rule)
+        return stepper
+
+    def _name(self, param: Tensor) -> str:
+        """The parameter's name where the optimizer was given names, else ``<group>.<index>``."""
+        for number, group in enumerate(self.param_groups):
+            for index, member in enumerate(group["params"]):
+                if member is param:
+                    names = group.get("param_names")
+                    return names[index] if names else f"{number}.{index}"
+        raise KeyError("no such parameter in this optimizer")
+
+    def read_telemetry(self) -> dict[str, LayerTelemetry]:
+        """What the last step found out about each layer that took part in it.
+
+        Returns
+        -------
+        dict of str to LayerTelemetry
+            By the parameter's name where the optimizer was given ``named_parameters()``, else
+            ``"<group>.<index>"``. Empty before the first step. It is not part of ``state_dict()``.
+        """
+        if "_telemetry" not in self.__dict__:
+            return {}
+        params, telemetry = self._telemetry
+        return {
+            self._name(param): LayerTelemetry(
+                weight_norm=float(telemetry.weight_norm[i]),
+                measured_norm=float(telemetry.measured_norm[i]),
+                raw_ratio=float(telemetry.raw_ratio[i]),
+                ratio=float(telemetry.ratio[i]),
+                clamp=int(telemetry.clamp[i]),
+                skipped=bool(telemetry.skipped[i]),
+            )
+            for i, param in enumerate(params)
+        }
+
+
+class _Gathered:
+    """The layers that have a gradient, as the sequences that the kernels take."""
+
+    def __init__(self, optimizer: LayerwiseOptimizer) -> None:
+        rule = RULES[optimizer.rule]
+        self.optimizer = optimizer
+        self.params: list[Tensor] = []
+        self.grads: list[Tensor] = []
+        self.states: dict[str, list[Tensor | None]] = {key: [] for key in rule.states}
+        self.steps: list[Tensor | None] = []
+        self.groups: list[dict[str, Any]] = []
+        self.new: list[tuple[int, str, Tensor]] = []  # states that exist once the step has happened
+        for group in optimizer.param_groups:
+            self._add(group, rule.used(group), needs_step(rule, group))
+
+    def _add(self, group: dict[str, Any], used: tuple[str, ...], counted: bool) -> None:
+        first, exclude = len(self.params), []
+        for param, excluded in zip(group["params"], group["exclude"], strict=True):
+            if param.grad is None:
+                continue
+            exclude.append(excluded)
+            saved = self.optimizer.state.get(param, {})
+            for key, column in self.states.items():
+                column.append(self._state(saved, key, param, group) if key in used else None)
+            self.steps.append(self._step(saved) if counted else None)
+            self.params.append(param)
+            self.grads.append(param.grad)
+        members = list(range(first, len(self.params)))
+        self.groups.append({**group, "params": members, "exclude": tuple(exclude)})
+
+    def _state(
+        self, saved: dict[str, Any], key: str, param: Tensor, group: dict[str, Any]
+    ) -> Tensor:
+        tensor: Tensor | None = saved.get(key)
+        if tensor is None:
+            initial = group.get(f"initial_{key}", 0.0)
+            tensor = torch.full_like(
+                param, initial, memory_format=torch.preserve_format, requires_grad=False
+            )
+            self.new.append((len(self.params), key, tensor))
+        return tensor
+
+    def _step(self, saved: dict[str, Any]) -> Tensor:
+        step: Tensor | None = saved.get("step")
+        if step is None:
+            # A momentum buffer that torch saved without a counter has seen its first step.
+            step = torch.tensor(1.0 if "momentum_buffer" in saved else 0.0, dtype=torch.float32)
+            self.new.append((len(self.params), "step", step))
+        return step
+
+    def keep_new_states(self, telemetry: Telemetry) -> None:
+        """Hand new states over: not before the step, which may raise or skip a layer."""
+        for layer, key, tensor in self.new:
+            if not telemetry.skipped[layer]:
+                self.optimizer.state[self.params[layer]][key] = tensor
+
+
+def _expand_trust(group: dict[str, Any]) -> dict[str, Any]:
+    """The group with a TrustRatio, or None, replaced by its plain scalars."""
+    if "trust" not in group or isinstance(group["trust"], bool):
+        return dict(group)
+    trust = group["trust"]
+    if trust is not None and not isinstance(trust, TrustRatio):
+        raise TypeError(
+            f"trust must be a TrustRatio or None, not {trust!r}; "
+            "e.g. trust=TrustRatio(lower=.1, upper=1)"
+        )
+    return {**group, **group_options(trust)}
+
+
+def _check_exclude(exclude: Exclude) -> None:
+    if not (exclude is None or exclude == "1d" or callable(exclude)):
+        raise ValueError(
+            f"Invalid exclude value: {exclude!r}; "
+            "take None, '1d' or a predicate of (name or None, parameter)"
+        )
+
+
+def _resolve(exclude: Exclude, group: dict[str, Any]) -> tuple[bool, ...]:
+    params = group["params"]
+    names = group.get("param_names") or [None] * len(params)
+    if callable(exclude):
+        return tuple(bool(exclude(name, param)) for name, param in zip(names, params, strict=True))
+    return tuple(exclude == "1d" and param.ndim <= 1 for param in params)

@@ -1,0 +1,284 @@
+"""A tuned baseline, scaled to any batch size: LEGW's warm-up and peak, then a decay."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from .schedules import WARMUPS, Decay, RollerCoaster, check_count, check_flag, check_real
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from torch.optim import Optimizer
+
+    from .scheduler import RecipeScheduler
+
+__all__ = ["Baseline", "Recipe"]
+
+SCALINGS: dict[str, Callable[[Fraction], float]] = {"sqrt": math.sqrt, "linear": float}
+"""How the peak grows with the ratio of the batch sizes."""
+
+DEFAULT_DECAY = RollerCoaster()
+
+Choice = TypeVar("Choice", bound=str)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What was tuned: the arguments of `Recipe`, checked."""
+
+    batch_size: int
+    lr: float
+    warmup_epochs: float | Fraction
+    epochs: float | Fraction
+    samples: int
+    iterations: int | None
+    scaling: str
+    warmup: str
+    decay: Decay
+
+
+@dataclass(frozen=True, init=False)
+class Recipe:
+    r"""The learning rates of a whole run, derived from a tuned baseline.
+
+    With ``k = batch_size / baseline batch size``, LEGW (You et al. 2019) scales the peak by
+    ``sqrt(k)`` and the warm-up *epochs* by ``k``, so that the warm-up takes the same number of
+    iterations at every batch size. A recipe starts at its baseline; `at` scales it.
+
+    A run is exactly `iterations` steps of full batches from an unbroken, reshuffled stream of
+    samples; an epoch is `samples` samples, not a pass of a loader that drops or pads its last
+    batch.
+
+    Parameters
+    ----------
+    batch_size : int
+        Samples per step of the baseline.
+    lr : float
+        Peak learning rate of the baseline.
+    warmup_epochs : float or Fraction
+        Length of the baseline's warm-up in epochs, at least 0.
+    epochs : float or Fraction
+        Length of the run in epochs, warm-up included.
+    samples : int
+        Samples per epoch.
+    iterations : int, optional
+        Steps of the baseline's run where they are known; else ``epochs * samples / batch_size``.
+    scaling : {"sqrt", "linear"}, default: "sqrt"
+        ``peak = lr * sqrt(k)`` or ``lr * k``.
+    warmup : {"linear", "quadratic"}, default: "linear"
+        ``eta = peak * i/W``, or its square, in iterations ``i < W``.
+    decay : Decay, default: RollerCoaster()
+        What follows the warm-up.
+
+    Attributes
+    ----------
+    baseline : Baseline
+        The arguments above.
+    batch_size : int
+        Samples per step of this run.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of another type or out of its range, or if the warm-up fills the run.
+
+    Notes
+    -----
+    The number of iterations is computed in rational arithmetic. A float stands for the decimal
+    number it prints as: ``epochs=0.1`` is one tenth, and not the binary number slightly above it,
+    which would make 101 steps of 1,000 samples in batches of one. Where that is not exact enough (a
+    third of an epoch), give a `fractions.Fraction`.
+
+    Examples
+    --------
+    DATE's LeNet on MNIST, tuned at batch 1,024 and run at 8,192:
+
+    >>> recipe = Recipe(
+    ...     batch_size=1024, lr=1.25e-3, warmup_epochs=2, epochs=30, samples=60_000, iterations=1755
+    ... ).at(batch_size=8192)
+    >>> recipe.iterations, recipe.warmup_iterations, recipe.warmup_epochs
+    (220, 117.1875, 16.0)
+    >>> [round(recipe.lr(i), 9) for i in (1, 117, 118, 220)]
+    [3.017e-05, 0.003529877, 0.003512576, 1e-06]
+    """
+
+    baseline: Baseline
+    batch_size: int
+
+    def __init__(
+        self,
+        batch_size: int,
+        lr: float,
+        warmup_epochs: float | Fraction,
+        epochs: float | Fraction,
+        samples: int,
+        iterations: int | None = None,
+        scaling: Literal["sqrt", "linear"] = "sqrt",
+        warmup: Literal["linear", "quadratic"] = "linear",
+        decay: Decay = DEFAULT_DECAY,
+    ) -> None:
+        if not isinstance(decay, Decay):
+            raise TypeError(f"decay must be a Decay such as RollerCoaster(), got {decay!r}")
+        baseline = Baseline(
+            batch_size=check_count("batch_size", batch_size),
+            lr=float(check_real("lr", lr)),
+            warmup_epochs=check_real("warmup_epochs", warmup_epochs, zero=True),
+            epochs=check_real("epochs", epochs),
+            samples=check_count("samples", samples),
+            iterations=None if iterations is None else check_count("iterations", iterations),
+            scaling=_choice("scaling", scaling, SCALINGS),
+            warmup=_choice("warmup", warmup, WARMUPS),
+            decay=decay,
+        )
+        self._fix(baseline, baseline.batch_size, allow_warmup_only=False)
+
+    def at(self, batch_size: int, allow_warmup_only: bool = False) -> Recipe:
+        """Scale the baseline to another batch size, larger or smaller.
+
+        Parameters
+        ----------
+        batch_size : int
+            Samples per step. It is always the baseline that is scaled, so that
+            ``recipe.at(a).at(b) == recipe.at(b)``.
+        allow_warmup_only : bool, default: False
+            Accept a warm-up that fills the whole run.
+
+        Raises
+        ------
+        ValueError
+            If the warm-up fills the whole run; the message names the largest batch that fits.
+        """
+        recipe = object.__new__(Recipe)
+        check_flag("allow_warmup_only", allow_warmup_only)
+        recipe._fix(self.baseline, check_count("batch_size", batch_size), allow_warmup_only)
+        return recipe
+
+    def lr(self, i: int) -> float:
+        """Learning rate of optimizer step `i`, counted from 1 as in DATE's Algorithm 1.
+
+        Never above `peak`. After the run's last iteration it stays as it is there.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `i` is not an integer of at least 1.
+        """
+        i = min(check_count("i", i), self.iterations)
+        if i < self.warmup_iterations:
+            return self.peak * WARMUPS[self.baseline.warmup](i, self.warmup_iterations)
+        if max(self.warmup_iterations, self._decay_start) >= self.iterations:
+            return self.peak  # nothing is left to decay in
+        # A start later than i would continue the decay's line above the peak; so may its floor lie.
+        decay = self.baseline.decay
+        return min(self.peak, decay(i, self._decay_start, self.iterations, self.peak))
+
+    def scheduler(self, optimizer: Optimizer, last_epoch: int = -1) -> RecipeScheduler:
+        """Make a torch learning-rate scheduler that owns the rate of `optimizer`.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            A param group with a key ``lr_scale`` gets that multiple of the rate.
+        last_epoch : int, default: -1
+            As in torch: optimizer steps already taken, minus 1.
+
+        See Also
+        --------
+        date_optim.scheduler.RecipeScheduler
+        """
+        # A recipe is numbers alone: it must import where torch is not installed.
+        from .scheduler import RecipeScheduler  # noqa: PLC0415
+
+        return RecipeScheduler(optimizer, self, last_epoch)
+
+    @cached_property
+    def peak(self) -> float:
+        """Highest learning rate of the run, reached at the end of the warm-up."""
+        return self.baseline.lr * SCALINGS[self.baseline.scaling](self._batch_ratio)
+
+    @cached_property
+    def iterations(self) -> int:
+        """Optimizer steps of the run: ``I = ceil(B0 * I0 / B)``."""
+        return math.ceil(self._baseline_iterations / self._batch_ratio)
+
+    @cached_property
+    def warmup_iterations(self) -> float:
+        """Length of the warm-up in optimizer steps, the same at every batch size; not rounded."""
+        return float(self._exact_warmup_iterations)
+
+    @cached_property
+    def warmup_epochs(self) -> float:
+        """Length of the warm-up in epochs."""
+        return float(_exact(self.baseline.warmup_epochs) * self._batch_ratio)
+
+    @property
+    def _batch_ratio(self) -> Fraction:
+        """The papers' k."""
+        return Fraction(self.batch_size, self.baseline.batch_size)
+
+    @property
+    def _exact_warmup_iterations(self) -> Fraction:
+        """The papers' W."""
+        base = self.baseline
+        return _exact(base.warmup_epochs) * base.samples / base.batch_size
+
+    @property
+    def _baseline_iterations(self) -> Fraction:
+        """The papers' I0, not rounded."""
+        base = self.baseline
+        if base.iterations is not None:
+            return Fraction(base.iterations)
+        return _exact(base.epochs) * base.samples / base.batch_size
+
+    @cached_property
+    def _decay_start(self) -> float:
+        """Where the decay takes the warm-up to end: ``I * w/E``, as in DATE's Algorithm 1.
+
+        It differs from `warmup_iterations` by the rounding of I alone.
+        """
+        base = self.baseline
+        share = _exact(base.warmup_epochs) / _exact(base.epochs)
+        printed = isinstance(base.decay, RollerCoaster) and base.decay.paper_printed
+        return float(self.iterations * (share if printed else share * self._batch_ratio))
+
+    @cached_property
+    def _largest_batch(self) -> float:
+        """The largest batch whose warm-up ends before the run, in epochs and in iterations."""
+        base = self.baseline
+        if base.warmup_epochs == 0:
+            return math.inf
+        bounds = [base.batch_size * _exact(base.epochs) / _exact(base.warmup_epochs)]
+        # The iterations of a batch B are a ceiling: it exceeds W where B0*I0/B exceeds floor(W).
+        if whole := math.floor(self._exact_warmup_iterations):
+            bounds.append(base.batch_size * self._baseline_iterations / whole)
+        return math.ceil(min(bounds)) - 1
+
+    def _fix(self, baseline: Baseline, batch_size: int, allow_warmup_only: bool) -> None:
+        """Set the fields, as `__init__` of a frozen dataclass does, and check the warm-up."""
+        object.__setattr__(self, "baseline", baseline)
+        object.__setattr__(self, "batch_size", batch_size)
+        if batch_size > self._largest_batch and not allow_warmup_only:
+            largest = self._largest_batch
+            remedy = f"the largest batch that fits is {largest}" if largest else "no batch fits"
+            raise ValueError(
+                f"the warm-up fills the whole run at batch_size {batch_size}: it takes "
+                f"{self.warmup_epochs:g} of {float(baseline.epochs):g} epochs, "
+                f"{self.warmup_iterations:g} of {self.iterations} iterations; {remedy}. Take a "
+                "smaller batch or fewer warmup_epochs, or run it by at(..., allow_warmup_only=True)"
+            )
+
+
+def _exact(number: float | Fraction) -> Fraction:
+    """Read a float as the decimal number that it prints as."""
+    return number if isinstance(number, Fraction) else Fraction(str(number))
+
+
+def _choice(name: str, value: Choice, choices: Collection[str]) -> Choice:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
