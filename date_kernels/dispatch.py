@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import native, reference
 from .layers import check_layers
-from .plan import Plan, States, check_groups, find_rule
+from .plan import Plan, States, check_groups, check_scale, find_rule
 from .reference import Telemetry
 from .rules import Group
 
@@ -59,19 +59,20 @@ class ReferenceStepper:
         name_of: Callable[[int], str] | None = None,
     ) -> Telemetry:
         """Take one step in float64 and round the results into the tensors."""
+        scale = check_scale(grad_scale)
         groups = [self.rule.complete(group) for group in groups]
         check_groups(self.rule, groups)
         check_layers(self.rule, params, grads, states, steps, groups, name_of)
         arrays = {key: _arrays(state) for key, state in states.items()}
-        weights, counters = _arrays(params), _arrays(steps)
+        weights, counters = _arrays(params), [_counter(step) for step in steps]
         telemetry = reference.step(
             self.rule.name,
             weights,
             _arrays(grads),
             arrays,
             counters,
-            groups,
-            grad_scale=None if grad_scale is None else float(grad_scale),
+            [{**group, "lr": float(group["lr"])} for group in groups],
+            grad_scale=scale,
             found_inf=None if found_inf is None else float(found_inf),
         )
         for tensors, results in ((params, weights), (steps, counters)):
@@ -85,6 +86,10 @@ def _arrays(tensors: Sequence[Tensor | None]) -> list[Any]:
     return [
         None if tensor is None else tensor.detach().numpy().astype(np.float64) for tensor in tensors
     ]
+
+
+def _counter(step: Tensor | None) -> NDArray[np.float64] | None:
+    return None if step is None else np.array(step.item())
 
 
 def _write(tensors: Sequence[Tensor | None], arrays: Sequence[NDArray[np.float64] | None]) -> None:
@@ -249,13 +254,7 @@ class Info:
 
 
 def info() -> Info:
-    """Tell which backends and instruction sets are there, and why the others are not.
-
-    Raises
-    ------
-    RuntimeError
-        Where ``DATE_KERNELS_CPU_TARGET`` asks for an instruction set that cannot run here.
-    """
+    """Tell which backends and instruction sets are there, and why the others are not."""
     try:
         own_version = version("date-kernels")
     except PackageNotFoundError:
@@ -263,6 +262,12 @@ def info() -> Info:
     why = native.why_missing
     targets = [] if why else native.module().targets()
     library = None if why else native.module().openmp_library()
+    target = None
+    if not why:
+        try:
+            _, target = native.find_target()
+        except RuntimeError as error:
+            why = str(error)
     return Info(
         version=own_version,
         torch_version=torch.__version__,
@@ -272,7 +277,7 @@ def info() -> Info:
             "triton": "not part of this version",
             "reference": None,
         },
-        cpu_target=None if why else native.find_target()[1],
+        cpu_target=target,
         cpu_targets={
             name: None if supported else "this processor does not support it"
             for name, supported in targets

@@ -30,7 +30,7 @@ def check_tensor(tensor: object, what: str, param: Tensor | None = None) -> Tens
     TypeError
         Not a float32 tensor, or a subclass of Tensor whose memory is not its own.
     RuntimeError
-        A sparse or complex tensor, or one that is not on the CPU.
+        A sparse or complex tensor, a lazily negated view, or one that is not on the CPU.
     ValueError
         Another shape than the parameter's.
     """
@@ -55,6 +55,11 @@ def check_tensor(tensor: object, what: str, param: Tensor | None = None) -> Tens
             f"{what} is on {tensor.device}, but this version has kernels for the CPU alone; "
             "move it with .cpu()"
         )
+    if tensor.is_neg():
+        raise RuntimeError(
+            f"{what} is a lazily negated view (of a conjugate's imaginary part, say), whose memory "
+            "holds other values; pass its .resolve_neg()"
+        )
     if tensor.dtype != torch.float32:
         raise TypeError(f"{what} has dtype {tensor.dtype}, but only torch.float32 is supported")
     if param is not None and tensor.shape != param.shape:
@@ -64,12 +69,14 @@ def check_tensor(tensor: object, what: str, param: Tensor | None = None) -> Tens
     return tensor
 
 
-def check_step(step: object, what: str) -> None:
+def check_step(step: object, what: str) -> Tensor:
     """Refuse a step counter that is not one float32 element on the CPU."""
-    check_tensor(step, what)
-    assert isinstance(step, Tensor)
-    if step.numel() != 1:
-        raise ValueError(f"{what} has shape {tuple(step.shape)}, but a step counter is one element")
+    counter = check_tensor(step, what)
+    if counter.numel() != 1:
+        raise ValueError(
+            f"{what} has shape {tuple(counter.shape)}, but a step counter is one element"
+        )
+    return counter
 
 
 def layout(tensor: Tensor) -> tuple[tuple[int, int], ...]:
@@ -191,7 +198,8 @@ def check_layers(
         check_tensor(grad, f"the gradient of {name}", param)
         step = steps[i]
         if step is not None:
-            check_step(step, f"the step counter of {name}")
+            what = f"the step counter of {name}"
+            written.append((what, check_step(step, what)))
         elif needs_step(rule, group):
             raise ValueError(f"{name} needs a step counter, but steps[{i}] is None")
         for key in rule.used(group):

@@ -120,7 +120,7 @@ class _Built:
     copies: list[tuple[Tensor, Tensor]]  # (the user's tensor, the dense copy that kernels see)
     gradient_copies: list[tuple[int, Tensor]]  # (layer, its gradient in the parameter's layout)
     keys: list[tuple[int, bool]]  # the distinct (group, excluded): a layer's options
-    max_grad_norm: float
+    clips: bool
     skip_nonfinite: bool
     rows_of: tuple[Any, ...] | None = None
     rows: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
@@ -186,18 +186,16 @@ class Plan:
         Telemetry
             Views of the plan's own memory: the next step overwrites them.
         """
-        scale = 1.0 if grad_scale is None else float(grad_scale)
+        scale = check_scale(grad_scale)
         groups = [self.rule.complete(group) for group in groups]
         options = [self.rule.values(group) for group in groups]
         if options != self._options:
             check_groups(self.rule, groups)
-        if not 0 < scale < math.inf:
-            raise ValueError(f"grad_scale must be a finite number above 0, not {scale}")
         built = self._fitting(params, grads, states, steps, groups, found_inf is not None, name_of)
         self._options = options
         if found_inf is not None and float(found_inf) != 0:
             built.engine.skip()
-            return _telemetry(built)
+            return _telemetry(built, scanned=False)
         pointers = [grad.data_ptr() for grad in grads]
         with torch.no_grad():
             for layer, copy in built.gradient_copies:
@@ -228,7 +226,7 @@ class Plan:
             pointers,
             *built.rows,
             torch.get_num_threads(),
-            built.max_grad_norm,
+            float(groups[0]["max_grad_norm"]) if built.clips else math.inf,
             built.skip_nonfinite,
         )
 
@@ -251,7 +249,7 @@ class Plan:
                 is_measured(group, excluded=False),
                 self.rule.used(group),
                 needs_step(self.rule, group),
-                group["max_grad_norm"],
+                group["max_grad_norm"] is not None,
                 group["on_nonfinite"],
             )
             for group in groups
@@ -304,13 +302,12 @@ class Plan:
                 if state is not None:
                     table[i, 4 + k] = visible(state, like)
 
-        skip, limit = (
-            (groups[0][k] for k in ("on_nonfinite", "max_grad_norm")) if groups else ("", None)
-        )
+        clips = bool(groups) and groups[0]["max_grad_norm"] is not None
+        skips = bool(groups) and groups[0]["on_nonfinite"] == "skip"
         items = build_items(
             [param.numel() for param in params],
             [is_measured(groups[index], excluded) for index, excluded in layers],
-            scan=limit is not None or (skip == "skip" and not scaled),
+            scan=clips or (skips and not scaled),
             chunk=self._chunk,
         )
         if self._order is not None:
@@ -326,8 +323,8 @@ class Plan:
             copies=copies,
             gradient_copies=gradient_copies,
             keys=keys,
-            max_grad_norm=math.inf if limit is None else float(limit),
-            skip_nonfinite=scaled or skip == "skip",
+            clips=clips,
+            skip_nonfinite=scaled or skips,
         )
 
 
@@ -366,6 +363,20 @@ def check_groups(rule: Rule, groups: Sequence[Group]) -> None:
             )
 
 
+def check_scale(grad_scale: Tensor | float | None) -> float:
+    """The gradients' scale as a number; 1 where there is none.
+
+    Raises
+    ------
+    ValueError
+        Where it is not a finite number above 0.
+    """
+    scale = 1.0 if grad_scale is None else float(grad_scale)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"grad_scale must be a finite number above 0, not {scale}")
+    return scale
+
+
 def _fingerprint(written: Sequence[Tensor | None], grads: Sequence[Tensor]) -> tuple[Any, ...]:
     """What must be as it was for a plan to fit; gradients may stand elsewhere."""
     present = [tensor for tensor in written if tensor is not None]
@@ -377,6 +388,8 @@ def _fingerprint(written: Sequence[Tensor | None], grads: Sequence[Tensor]) -> t
         [tensor.dtype for tensor in tensors],
         [tensor.shape for tensor in tensors],
         [tensor.stride() for tensor in tensors],
+        # A gradient's address is not compared: one on another device would look the same.
+        [(grad.device, grad.is_neg()) for grad in grads],
     )
 
 
@@ -384,9 +397,11 @@ def _table(rows: Sequence[Mapping[str, float]], fields: Sequence[str]) -> NDArra
     return np.array([[row[field] for field in fields] for row in rows], dtype=np.float64)
 
 
-def _telemetry(built: _Built) -> Telemetry:
+def _telemetry(built: _Built, *, scanned: bool = True) -> Telemetry:
     weight_norm, measured_norm, raw_ratio, ratio, clamp, skipped = built.reports.T
-    total_norm, clip, _ = built.engine.verdict
+    total_norm, clip = math.nan, 1.0
+    if scanned and built.clips:
+        total_norm, clip, _ = built.engine.verdict
     return Telemetry(
         weight_norm=weight_norm,
         measured_norm=measured_norm,

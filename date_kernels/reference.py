@@ -274,14 +274,14 @@ def update(layer: Layer, ratio: float) -> None:
 
 
 def common(groups: Sequence[Group], key: str) -> Any:
-    """Return the option's one value.
+    """Return the option's one value, None without groups.
 
     Raises
     ------
     ValueError
         Where groups differ: the option is about all layers at once.
     """
-    first = groups[0][key]
+    first = groups[0][key] if groups else None
     for i, group in enumerate(groups):
         if group[key] != first:
             raise ValueError(
@@ -386,8 +386,11 @@ def step(
         raise ValueError(f"rule is {rule!r}; take one of {', '.join(RULES)}")
     skip = common(groups, "on_nonfinite") == "skip" or found_inf is not None
     gradients, total_norm, clip = prepare(grads, groups, grad_scale=grad_scale)
-    found = found_inf is not None and np.asarray(found_inf).item() != 0
-    if skip and (found or not all(np.isfinite(gradient).all() for gradient in gradients)):
+    if found_inf is not None:  # the scaler has looked at every gradient
+        nothing = np.asarray(found_inf).item() != 0
+    else:
+        nothing = skip and not all(np.isfinite(gradient).all() for gradient in gradients)
+    if nothing:
         return _telemetry([TrustRatio()] * len(params), [True] * len(params), total_norm, clip)
     ratios, skipped = [], []
     for layer, count in zip(
