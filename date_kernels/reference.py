@@ -386,11 +386,10 @@ def step(
         raise ValueError(f"rule is {rule!r}; take one of {', '.join(RULES)}")
     skip = common(groups, "on_nonfinite") == "skip" or found_inf is not None
     gradients, total_norm, clip = prepare(grads, groups, grad_scale=grad_scale)
-    if found_inf is not None:  # the scaler has looked at every gradient
-        nothing = np.asarray(found_inf).item() != 0
-    else:
-        nothing = skip and not all(np.isfinite(gradient).all() for gradient in gradients)
-    if nothing:
+    found = found_inf is not None and np.asarray(found_inf).item() != 0
+    # A scaler has looked at every gradient already; the clip's norm looks again all the same.
+    looks = skip and (found_inf is None or common(groups, "max_grad_norm") is not None)
+    if found or (looks and not all(np.isfinite(gradient).all() for gradient in gradients)):
         return _telemetry([TrustRatio()] * len(params), [True] * len(params), total_norm, clip)
     ratios, skipped = [], []
     for layer, count in zip(
