@@ -177,6 +177,7 @@ class LayerwiseOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         gathered = _Gathered(self)
+        self.__dict__.pop("_telemetry", None)
         if gathered.params:
             self._telemetry = (
                 gathered.params,
@@ -250,38 +251,43 @@ class _Gathered:
             self._add(group, rule.used(group), needs_step(rule, group))
 
     def _add(self, group: dict[str, Any], used: tuple[str, ...], counted: bool) -> None:
-        first, exclude = len(self.params), []
+        saved_of = self.optimizer.state.get
+        columns = [(key, self.states[key]) for key in used]
+        first = len(self.params)
+        exclude = []
         for param, excluded in zip(group["params"], group["exclude"], strict=True):
-            if param.grad is None:
+            grad = param.grad
+            if grad is None:
                 continue
+            saved = saved_of(param) or {}
+            for key, column in columns:
+                state = saved.get(key)
+                column.append(self._new_state(key, param, group) if state is None else state)
+            if counted:
+                step = saved.get("step")
+                self.steps.append(self._new_step(saved) if step is None else step)
             exclude.append(excluded)
-            saved = self.optimizer.state.get(param, {})
-            for key, column in self.states.items():
-                column.append(self._state(saved, key, param, group) if key in used else None)
-            self.steps.append(self._step(saved) if counted else None)
             self.params.append(param)
-            self.grads.append(param.grad)
-        members = list(range(first, len(self.params)))
+            self.grads.append(grad)
+        count = len(self.params)
+        for unused in (self.steps, *self.states.values()):
+            unused.extend([None] * (count - len(unused)))
+        members = list(range(first, count))
         self.groups.append({**group, "params": members, "exclude": tuple(exclude)})
 
-    def _state(
-        self, saved: dict[str, Any], key: str, param: Tensor, group: dict[str, Any]
-    ) -> Tensor:
-        tensor: Tensor | None = saved.get(key)
-        if tensor is None:
-            initial = group.get(f"initial_{key}", 0.0)
-            tensor = torch.full_like(
-                param, initial, memory_format=torch.preserve_format, requires_grad=False
-            )
-            self.new.append((len(self.params), key, tensor))
+    def _new_state(self, key: str, param: Tensor, group: dict[str, Any]) -> Tensor:
+        initial = group.get(f"initial_{key}", 0.0)
+        tensor = torch.full_like(
+            param, initial, memory_format=torch.preserve_format, requires_grad=False
+        )
+        self.new.append((len(self.params), key, tensor))
         return tensor
 
-    def _step(self, saved: dict[str, Any]) -> Tensor:
-        step: Tensor | None = saved.get("step")
-        if step is None:
-            # A momentum buffer that torch saved without a counter has seen its first step.
-            step = torch.tensor(1.0 if "momentum_buffer" in saved else 0.0, dtype=torch.float32)
-            self.new.append((len(self.params), "step", step))
+    def _new_step(self, saved: dict[str, Any]) -> Tensor:
+        # A momentum buffer that torch saved without a counter has seen its first step.
+        seen = saved.get("momentum_buffer") is not None
+        step = torch.tensor(float(seen), dtype=torch.float32)
+        self.new.append((len(self.params), "step", step))
         return step
 
     def keep_new_states(self, telemetry: Telemetry) -> None:

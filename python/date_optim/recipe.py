@@ -153,8 +153,8 @@ class Recipe:
         ValueError
             If the warm-up fills the whole run; the message names the largest batch that fits.
         """
-        recipe = object.__new__(Recipe)
         check_flag("allow_warmup_only", allow_warmup_only)
+        recipe = object.__new__(Recipe)
         recipe._fix(self.baseline, check_count("batch_size", batch_size), allow_warmup_only)
         return recipe
 
@@ -173,7 +173,7 @@ class Recipe:
             return self.peak * WARMUPS[self.baseline.warmup](i, self.warmup_iterations)
         if max(self.warmup_iterations, self._decay_start) >= self.iterations:
             return self.peak  # nothing is left to decay in
-        # A start later than i would continue the decay's line above the peak; so may its floor lie.
+        # A decay gives more than the peak where it starts later than i, or has its floor above.
         decay = self.baseline.decay
         return min(self.peak, decay(i, self._decay_start, self.iterations, self.peak))
 

@@ -136,6 +136,7 @@ class Polynomial(Decay):
         check_real("floor", self.floor, zero=True)
 
     def __call__(self, i: float, W: float, I: float, peak: float = 1.0) -> float:  # noqa: E741
+        """Learning rate at iteration `i`, as in `Decay`."""
         start = W if self.shifted else 0.0
         return max(peak * math.pow((I - i) / (I - start), self.power), self.floor)
 
@@ -173,4 +174,5 @@ class Constant(Decay):
     """``peak`` until the end (LEGW, MNIST-LSTM)."""
 
     def __call__(self, i: float, W: float, I: float, peak: float = 1.0) -> float:  # noqa: E741
+        """Return `peak`, at every iteration."""
         return peak
