@@ -10,13 +10,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_a_wheel_builds_in_isolation_and_holds_everything(tmp_path: Path) -> None:
-    build = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, ROOT]
-        + ["--config-settings", f"build-dir={tmp_path / 'build'}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path), str(ROOT)]
+    command += ["--config-settings", f"build-dir={tmp_path / 'build'}"]
+    build = subprocess.run(command, capture_output=True, text=True, check=False)
     assert build.returncode == 0, build.stdout + build.stderr
     [wheel] = tmp_path.glob("date_kernels-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
