@@ -43,11 +43,15 @@ py::list assign_rows(dk::Engine& engine) {
   return rows;
 }
 
-void run(dk::Engine& engine, const py::list& gradients, const Doubles& rows, const Doubles& trust,
-         int threads, double max_grad_norm, bool skip_nonfinite) {
+/// tables: (rows, trust). Six arguments, and arrays inside a tuple: pybind11 asks the heap for a seventh, and
+/// for each array among them.
+void run(dk::Engine& engine, const py::list& gradients, const py::tuple& tables, int threads,
+         double max_grad_norm, bool skip_nonfinite) {
   for (std::size_t i = 0; i < engine.layers.size(); ++i) {
     engine.layers[i].gradient = PyLong_AsVoidPtr(gradients[i].ptr());
   }
+  const auto rows = py::reinterpret_borrow<Doubles>(tables[0]),
+             trust = py::reinterpret_borrow<Doubles>(tables[1]);
   const double* const row = rows.data();
   const auto* const trust_row = reinterpret_cast<const dk::TrustRow*>(trust.data());
   const py::gil_scoped_release release;
@@ -84,8 +88,8 @@ PYBIND11_MODULE(_native, m) {
   py::class_<dk::Engine>(m, "Engine")
       .def(py::init(&make_engine), py::arg("family"), py::arg("target"), py::arg("layers"), py::arg("items"))
       .def("assign_rows", &assign_rows)
-      .def("run", &run, py::arg("gradients"), py::arg("rows"), py::arg("trust"), py::arg("threads"),
-           py::arg("max_grad_norm"), py::arg("skip_nonfinite"))
+      .def("run", &run, py::arg("gradients"), py::arg("tables"), py::arg("threads"), py::arg("max_grad_norm"),
+           py::arg("skip_nonfinite"))
       .def("skip", &dk::Engine::skip)
       .def_property_readonly("reports",
                              [](py::object self) {

@@ -18,8 +18,7 @@ class Engine:
     def run(
         self,
         gradients: list[int],
-        rows: NDArray[float64],
-        trust: NDArray[float64],
+        tables: tuple[NDArray[float64], NDArray[float64]],
         threads: int,
         max_grad_norm: float,
         skip_nonfinite: bool,

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import native, reference
-from .layers import check_layers
-from .plan import Plan, States, check_groups, check_scale, find_rule
+from .layers import Call, States, check_layers
+from .plan import Plan, check_groups, check_scale, find_rule
 from .reference import Telemetry
 from .rules import Group
 
@@ -62,7 +62,7 @@ class ReferenceStepper:
         scale = check_scale(grad_scale)
         groups = [self.rule.complete(group) for group in groups]
         check_groups(self.rule, groups)
-        check_layers(self.rule, params, grads, states, steps, groups, name_of)
+        check_layers(self.rule, Call(params, grads, states, steps, groups), name_of)
         arrays = {key: _arrays(state) for key, state in states.items()}
         weights, counters = _arrays(params), [_counter(step) for step in steps]
         telemetry = reference.step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .rules import Group, Rule, needs_step
+
+States: TypeAlias = Mapping[str, Sequence[Tensor | None]]
+"""By torch's key, a tensor for each layer that uses it."""
 
 _KNOWN_TYPES = (Tensor, torch.nn.Parameter)
 
@@ -164,14 +168,18 @@ def dense_like(param: Tensor) -> Tensor:
     return torch.empty(param.shape, dtype=param.dtype, device=param.device)
 
 
+class Call(NamedTuple):
+    """What a step is asked for: its tensors, and complete groups with their options."""
+
+    params: Sequence[Tensor]
+    grads: Sequence[Tensor]
+    states: States
+    steps: Sequence[Tensor | None]
+    groups: Sequence[Group]
+
+
 def check_layers(
-    rule: Rule,
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    states: Mapping[str, Sequence[Tensor | None]],
-    steps: Sequence[Tensor | None],
-    groups: Sequence[Group],
-    name_of: Callable[[int], str] | None,
+    rule: Rule, call: Call, name_of: Callable[[int], str] | None
 ) -> list[tuple[int, bool]]:
     """Check every tensor of a step before anything is written.
 
@@ -185,6 +193,7 @@ def check_layers(
     TypeError, ValueError, RuntimeError
         It names the tensor, shows what came and says what to do.
     """
+    params, grads, states, steps, groups = call
     count = len(params)
     for what, sequence in (("grads", grads), ("steps", steps), *states.items()):
         if len(sequence) != count:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .layers import check_layers, dense_like, layout
+from .layers import Call, States, check_layers, dense_like, layout
 from .reference import Telemetry
 from .rules import RULES, Group, Rule, check_group, hyper_row, is_measured, needs_step, trust_row
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from . import _native
-
-States = Mapping[str, Sequence[Tensor | None]]
 
 LEAF = 4096
 """Elements of one partial sum (``csrc/plan.h``)."""
@@ -191,7 +189,8 @@ class Plan:
         options = [self.rule.values(group) for group in groups]
         if options != self._options:
             check_groups(self.rule, groups)
-        built = self._fitting(params, grads, states, steps, groups, found_inf is not None, name_of)
+        call = Call(params, grads, states, steps, groups)
+        built = self._fitting(call, found_inf is not None, name_of)
         self._options = options
         if found_inf is not None and float(found_inf) != 0:
             built.engine.skip()
@@ -224,24 +223,15 @@ class Plan:
             built.rows_of = rows_of
         built.engine.run(
             pointers,
-            *built.rows,
+            built.rows,
             torch.get_num_threads(),
             float(groups[0]["max_grad_norm"]) if built.clips else math.inf,
             built.skip_nonfinite,
         )
 
-    def _fitting(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        states: States,
-        steps: Sequence[Tensor | None],
-        groups: Sequence[Group],
-        scaled: bool,
-        name_of: Callable[[int], str] | None,
-    ) -> _Built:
+    def _fitting(self, call: Call, scaled: bool, name_of: Callable[[int], str] | None) -> _Built:
         """The plan of before where it still fits, else a new one."""
-        written = [*params, *steps, *chain.from_iterable(states.values())]
+        written = [*call.params, *call.steps, *chain.from_iterable(call.states.values())]
         structure = [
             (
                 tuple(group["params"]),
@@ -252,29 +242,21 @@ class Plan:
                 group["max_grad_norm"] is not None,
                 group["on_nonfinite"],
             )
-            for group in groups
+            for group in call.groups
         ]
         try:
-            signature = (structure, scaled, *_fingerprint(written, grads))
+            signature = (structure, scaled, *_fingerprint(written, call.grads))
         except (AttributeError, RuntimeError):
             signature = None  # a sparse tensor has no strides, say: the build's checks will name it
         if self._built is None or signature is None or signature != self._signature:
             self._signature = None  # a build that raises leaves no plan that seems to fit
-            self._built = self._build(params, grads, states, steps, groups, scaled, name_of)
+            self._built = self._build(call, scaled, name_of)
             self._signature = signature
         return self._built
 
-    def _build(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        states: States,
-        steps: Sequence[Tensor | None],
-        groups: Sequence[Group],
-        scaled: bool,
-        name_of: Callable[[int], str] | None,
-    ) -> _Built:
-        layers = check_layers(self.rule, params, grads, states, steps, groups, name_of)
+    def _build(self, call: Call, scaled: bool, name_of: Callable[[int], str] | None) -> _Built:
+        layers = check_layers(self.rule, call, name_of)
+        params, grads, states, steps, groups = call
         keys = list(dict.fromkeys(layers))
         copies: list[tuple[Tensor, Tensor]] = []
         gradient_copies: list[tuple[int, Tensor]] = []

@@ -18,8 +18,13 @@ class Lanes {
  public:
   static constexpr int kLanes = 16;
 
-  template <class F>  // f(i) -> the two values of element i
-  DK_INLINE static Sums of_squares(std::int64_t n, F f) {
+  /// Elements to prefetch ahead: two streams keep the hardware's own prefetcher short of requests (11.9 GB/s
+  /// from memory without, 15.8 with, where reading alone gives 16.6; one core).
+  static constexpr int kAhead = 512;
+
+  /// f(i) -> the two values of element i, which it reads from `streams`.
+  template <class F, class... T>
+  DK_INLINE static Sums of_squares(std::int64_t n, F f, const T*... streams) {
     alignas(64) double a[kLanes] = {}, b[kLanes] = {};
     const auto add = [&](std::int64_t i, int lane) __attribute__((always_inline)) {
       const Sums x = f(i + lane);
@@ -28,6 +33,7 @@ class Lanes {
     };
     std::int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
+      (..., __builtin_prefetch(streams + i + kAhead));
 #pragma omp simd
       for (int lane = 0; lane < kLanes; ++lane) add(i, lane);
     }
@@ -55,14 +61,16 @@ class ThreadChunk {
       : rule(rule), layer_(layer), begin_(begin), end_(end) {}
 
   void measure(Sums* slots) const {
-    leaves(slots, [r = rule](const T* w, const T* g) {
-      return [=](std::int64_t i) { return Sums{w[i], r.measured(w[i], g[i])}; };
+    leaves(slots, [r = rule](std::int64_t n, const T* w, const T* g) {
+      const auto values = [=](std::int64_t i) { return Sums{w[i], r.measured(w[i], g[i])}; };
+      return Lanes::of_squares(n, values, w, g);
     });
   }
 
   void scan(Sums* slots) const {
-    leaves(slots, [r = rule](const T*, const T* g) {
-      return [=](std::int64_t i) { return Sums{0, r.scale * g[i]}; };
+    leaves(slots, [r = rule](std::int64_t n, const T*, const T* g) {
+      const auto values = [=](std::int64_t i) { return Sums{0, r.scale * g[i]}; };
+      return Lanes::of_squares(n, values, g);
     });
   }
 
@@ -72,11 +80,11 @@ class ThreadChunk {
 
  private:
   template <class F>
-  DK_INLINE void leaves(Sums* slots, F values) const {
+  DK_INLINE void leaves(Sums* slots, F sum) const {
     const T* const w = static_cast<const T*>(layer_.weights);
     const T* const g = static_cast<const T*>(layer_.gradient);
     for (std::int64_t at = begin_; at < end_; at += kLeaf) {
-      *slots++ = Lanes::of_squares(std::min(kLeaf, end_ - at), values(w + at, g + at));
+      *slots++ = sum(std::min(kLeaf, end_ - at), w + at, g + at);
     }
   }
 
