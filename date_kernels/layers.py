@@ -162,10 +162,12 @@ def check_disjoint(tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def dense_like(param: Tensor) -> Tensor:
-    """Memory in the parameter's own order of dimensions where it is dense, else contiguous."""
-    if is_dense(param):
-        return torch.empty_like(param, memory_format=torch.preserve_format, requires_grad=False)
-    return torch.empty(param.shape, dtype=param.dtype, device=param.device)
+    """The layout of a layer, on the meta device.
+
+    It is the parameter's own order of dimensions where that is dense, else contiguous.
+    """
+    shape = param if is_dense(param) else torch.empty(param.shape, device="meta")
+    return torch.empty_like(shape, device="meta", memory_format=torch.preserve_format)
 
 
 class Call(NamedTuple):

@@ -268,14 +268,14 @@ class Plan:
             written.append(tensor)
             if layout(tensor) == layout(like):
                 return tensor.data_ptr()
-            copies.append((tensor, torch.empty_like(like)))
+            copies.append((tensor, torch.empty_like(like, device=tensor.device)))
             return copies[-1][1].data_ptr()
 
         for i, (param, grad, step) in enumerate(zip(params, grads, steps, strict=True)):
             group = groups[layers[i][0]]
             like = dense_like(param)
             if layout(grad) != layout(like):
-                gradient_copies.append((i, torch.empty_like(like)))
+                gradient_copies.append((i, torch.empty_like(like, device=param.device)))
             table[i, :4] = visible(param, like), 0, param.numel(), keys.index(layers[i])
             if step is not None:
                 table[i, 1] = visible(step, step)

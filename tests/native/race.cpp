@@ -1,0 +1,250 @@
+// The engine's protocol under ThreadSanitizer: the same text as on every device, with random delays wherever
+// workers meet.
+//
+//   race sound             1 to 32 workers; prints a digest for each number of workers and chunk size
+//   race ORDER             the same with that memory order, or "every" one, relaxed: must be reported
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cpu/thread.h"
+#include "rules/all.h"
+
+using namespace dk;
+using namespace dk::DK_ARCH;
+
+namespace {
+
+template <std::memory_order Acquire, std::memory_order Release, std::memory_order AcqRel>
+struct Orders {
+  static constexpr auto relaxed = std::memory_order_relaxed, acquire = Acquire, release = Release,
+                        acq_rel = AcqRel;
+};
+constexpr auto kRelaxed = std::memory_order_relaxed, kAcquire = std::memory_order_acquire,
+               kRelease = std::memory_order_release, kAcqRel = std::memory_order_acq_rel;
+using Sound = Orders<kAcquire, kRelease, kAcqRel>;
+
+template <class Order_>
+class Delayed : public Thread {
+ public:
+  using Order = Order_;
+
+  Delayed(int workers, int seed) : Thread(workers), random_(seed) {}
+
+  template <class F>
+  auto agree(F f) {
+    delay();
+    const auto result = f();
+    delay();
+    return result;
+  }
+  template <class F>
+  void once(F f) {
+    delay();
+    f();
+    delay();
+  }
+  void pause() { std::this_thread::sleep_for(std::chrono::microseconds(10)); }
+
+ private:
+  void delay() {
+    const auto draw = random_() % 16;
+    if (draw == 0) std::this_thread::sleep_for(std::chrono::microseconds(random_() % 100));
+    if (draw < 4) std::this_thread::yield();
+  }
+
+  std::minstd_rand random_;
+};
+
+constexpr std::int64_t kSizes[] = {7, 1, 13'000, 0, 4096, 4097, 20'480, 9408, 30'001, 64};
+constexpr int kLayers = std::size(kSizes);
+constexpr int kArrays = 2 + kMaxStates;  // weights, gradient, states
+constexpr int kSteps = 5;
+constexpr std::uint32_t kFirstEpoch = 0xfffffffd;  // the steps pass 2^32
+constexpr int kPlain = 5;                          // the layer without trust
+constexpr int kSkippedStep = 3;                    // a gradient is not finite: nothing happens
+constexpr int kSkippedLayer = 7;                   // its weights are not finite: it alone stays as it is
+constexpr auto kInfinity = std::numeric_limits<float>::infinity();
+
+/// RMSprop with all of its states, under one row of numbers: a plan and its memory.
+class Steps {
+ public:
+  Steps(std::int64_t chunk, bool scan) : layers_(kLayers) {
+    std::minstd_rand random(1);
+    std::int64_t slots = 0;
+    for (int i = 0; i < kLayers; ++i) {
+      for (auto& array : memory_[i]) {
+        for (std::int64_t k = 0; k < kSizes[i]; ++k) array.push_back((random() % 2001) / 1000.f - 1);
+      }
+      for (float& v : memory_[i][2]) v = 1 + v * v;  // square_avg
+      Layer& layer = layers_[i];
+      layer = {.weights = memory_[i][0].data(),
+               .gradient = memory_[i][1].data(),
+               .states = {},
+               .step = nullptr,
+               .size = kSizes[i],
+               .slot = slots,
+               .measures = 0,
+               .options = 0,
+               .row = 0};
+      for (int k = 0; k < kMaxStates; ++k) layer.states[k] = memory_[i][2 + k].data();
+      slots += (kSizes[i] + kLeaf - 1) / kLeaf;
+    }
+    memory_[kSkippedLayer][0].back() = kInfinity;
+    if (scan) {
+      for (int i = 0; i < kLayers; ++i) cut(i, Kind::scan, chunk);
+      scans_ = static_cast<std::int64_t>(items_.size());
+    }
+    for (int i = 0; i < kLayers; ++i) {
+      cut(i, i == kPlain ? Kind::plain : kSizes[i] <= chunk ? Kind::whole : Kind::measure, chunk);
+    }
+    slots_.resize(slots);
+    next_.resize(items_.size());
+  }
+
+  template <class Order>
+  void take(int workers) {
+    const Plan plan{.items = items_.data(),
+                    .n_items = static_cast<std::int64_t>(items_.size()),
+                    .n_scans = scans_,
+                    .layers = layers_.data(),
+                    .rows = &row_.lr,
+                    .trust = &trust_,
+                    .slots = slots_.data(),
+                    .n_slots = static_cast<std::int64_t>(slots_.size()),
+                    .arrived = arrived_,
+                    .published = published_,
+                    .next = next_.data(),
+                    .reports = reports_,
+                    .verdict = &verdict_,
+                    .clock = &clock_,
+                    .max_grad_norm = 10,
+                    .skip_nonfinite = true};
+    for (int step = 0; step < kSteps; ++step) {
+      float& last = memory_[0][1].back();
+      const float kept = last;
+      if (step == kSkippedStep && scans_ != 0) last = kInfinity;
+      std::vector<std::thread> threads;
+      for (int i = 0; i < workers; ++i) {
+        threads.emplace_back([&, i] {
+          Delayed<Order> worker(workers, 100 * step + i + 1);
+          run_worker<Delayed<Order>, Rmsprop<float>>(worker, plan);
+        });
+      }
+      for (std::thread& thread : threads) thread.join();
+      last = kept;
+      expect_reset(step);
+      note(reports_, sizeof reports_);
+      note(&verdict_, sizeof verdict_);
+      for (const auto& arrays : memory_) {
+        for (const auto& array : arrays) note(array.data(), array.size() * sizeof(float));
+      }
+    }
+  }
+
+  std::uint64_t digest() const { return digest_; }
+
+ private:
+  /// The next step finds everything as this one did, but for the epoch.
+  void expect_reset(int step) const {
+    const auto waiting = std::count(std::begin(arrived_), std::end(arrived_), 0u);
+    const auto epoch = kFirstEpoch + static_cast<std::uint32_t>(step) + 1;
+    if (clock_.ticket == 0 && clock_.left == 0 && clock_.scanned == 0 && waiting == kLayers &&
+        clock_.epoch == epoch) {
+      return;
+    }
+    std::fprintf(stderr, "step %d did not reset the clock\n", step);
+    std::exit(1);
+  }
+
+  void cut(int layer, Kind kind, std::int64_t chunk) {
+    std::int64_t begin = 0;
+    do {
+      items_.push_back({begin, std::min(kSizes[layer], begin + chunk), layer, kind});
+      layers_[layer].measures += kind == Kind::measure;
+    } while ((begin += chunk) < kSizes[layer]);
+  }
+
+  void note(const void* data, std::size_t bytes) {  // FNV-1a, four bytes at a time
+    for (std::size_t at = 0; at < bytes; at += 4) {
+      std::uint32_t word;
+      std::memcpy(&word, static_cast<const char*>(data) + at, 4);
+      digest_ = (digest_ ^ word) * 1099511628211u;
+    }
+  }
+
+  RmspropRow row_{{.lr = 0.01,
+                   .lr_inside = 0,
+                   .ratio_inside = 0,
+                   .gradient_scale = 1,
+                   .decay = 0.01,
+                   .measured_decay = 0},
+                  0.9,
+                  0.1,
+                  0,
+                  1e-8,
+                  0.9,
+                  1};
+  std::vector<Layer> layers_;
+  std::vector<float> memory_[kLayers][kArrays];
+  std::vector<Item> items_;
+  std::vector<Sums> slots_;
+  std::vector<std::int64_t> next_;
+  std::int64_t scans_ = 0;
+  TrustRow trust_{.coefficient = 1,
+                  .lower = 0.01,
+                  .upper = 10,
+                  .eps = 0,
+                  .zero_norm = 1,
+                  .added_decay = 0.01,
+                  .weight_norm_lower = 0,
+                  .weight_norm_upper = 100,
+                  .clip_by_lr = 0,
+                  .lr = 0.01};
+  std::uint32_t arrived_[kLayers] = {}, published_[kLayers] = {};
+  LayerReport reports_[kLayers] = {};
+  Verdict verdict_{};
+  Clock clock_{.ticket = 0, .left = 0, .scanned = 0, .judged = 0, .epoch = kFirstEpoch};
+  std::uint64_t digest_ = 14695981039346656037u;
+};
+
+/// Prints a digest for each case: it may depend on whether there are SCANs, on nothing else.
+template <class Order>
+void run(const std::vector<int>& workers) {
+  for (const int n : workers) {
+    for (const std::int64_t chunk : {kLeaf, 4 * kLeaf}) {
+      for (const bool scan : {false, true}) {
+        Steps steps(chunk, scan);
+        steps.take<Order>(n);
+        std::printf("%d workers, chunk %d, %s: %016llx\n", n, static_cast<int>(chunk),
+                    scan ? "scanned" : "not scanned", static_cast<unsigned long long>(steps.digest()));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string order = argc == 2 ? argv[1] : "";
+  if (order == "sound") {
+    run<Sound>({1, 2, 3, 8, 32});
+  } else if (order == "acquire") {
+    run<Orders<kRelaxed, kRelease, kAcqRel>>({8});
+  } else if (order == "release") {
+    run<Orders<kAcquire, kRelaxed, kAcqRel>>({8});
+  } else if (order == "acq_rel") {
+    run<Orders<kAcquire, kRelease, kRelaxed>>({8});
+  } else if (order == "every") {
+    run<Orders<kRelaxed, kRelaxed, kRelaxed>>({8});
+  } else {
+    return 2;
+  }
+}

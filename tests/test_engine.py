@@ -1,0 +1,454 @@
+"""The engine under its plan: the same bits however the work is cut, ordered and shared out."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import mmap
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache, partial
+from itertools import cycle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import engine_problem
+import numpy as np
+import pytest
+import torch
+from engine_problem import (
+    PROBLEMS,
+    SIZES,
+    VARIANTS,
+    Bits,
+    Problem,
+    Tensors,
+    assert_same,
+    digest,
+    take_steps,
+)
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from date_kernels import info, native
+from date_kernels.plan import CHUNK, LEAF, Kind, Plan, build_items, check_order
+
+Items = NDArray[np.int64]
+
+TARGETS = [name for name, supported in native.module().targets() if supported]
+CHUNKS = [LEAF << i for i in range(int(math.log2(max(SIZES) / LEAF)) + 2)]
+"""Every chunk size from one leaf to more than the largest layer."""
+
+of_each_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run(problem: Problem, threads: int = 2, **options: Any) -> Bits:
+    """The problem's bits under a new plan."""
+    torch.set_num_threads(threads)
+    return take_steps(problem, Plan(problem.rule, **options))
+
+
+@cache
+def expected(problem: Problem) -> Bits:
+    """The bits of one worker without vector instructions beyond the baseline's."""
+    bits = run(problem, threads=1, target="baseline")
+    before = Tensors.of(problem).bits()
+    still = [name for name, of in before.items() if name.startswith("weight") and bits[name] == of]
+    sizes = [problem.sizes[i] for i in problem.members]
+    empty = [f"weight {at}" for at, size in enumerate(sizes) if size == 0]
+    skipped = [f"weight {engine_problem.INFINITE}"] if problem.shared == "skip" else []
+    assert still == skipped + empty, "the steps did not happen"
+    return bits
+
+
+# Items
+
+
+@st.composite
+def _layers(draw: st.DrawFn) -> tuple[list[int], list[bool], bool, int]:
+    chunk = LEAF << draw(st.integers(0, 5))
+    edges = st.sampled_from([0, 1, LEAF, chunk]).flatmap(
+        lambda x: st.integers(max(x - 1, 0), x + 1)
+    )
+    sizes = draw(st.lists(edges | st.integers(0, 40 * LEAF), max_size=12))
+    measured = draw(st.lists(st.booleans(), min_size=len(sizes), max_size=len(sizes)))
+    return sizes, measured, draw(st.booleans()), chunk
+
+
+def assert_tiles(items: Items, size: int, chunk: int) -> None:
+    """The items cover [0, size) once, in chunks that start at multiples of their own length."""
+    begin, end = items[:, 0], items[:, 1]
+    assert begin[0] == 0
+    assert end[-1] == size
+    assert (begin[1:] == end[:-1]).all()
+    assert (begin % chunk == 0).all()
+    assert (end - begin <= chunk).all()
+    assert (end > begin).all() or size == 0
+
+
+@given(_layers())
+def test_items_tile_every_layer_once(case: tuple[list[int], list[bool], bool, int]) -> None:
+    sizes, measured, scan, chunk = case
+    items = build_items(sizes, measured, scan=scan, chunk=chunk)
+    check_order(items)
+    assert items.dtype == np.int64
+    scans = items[:, 3] == Kind.SCAN
+    assert scans.any() == (scan and bool(sizes))
+    for layer, size in enumerate(sizes):
+        of_layer = items[:, 2] == layer
+        assert_tiles(items[of_layer & ~scans], size, chunk)
+        if scan:
+            assert_tiles(items[of_layer & scans], size, chunk)
+        whole = Kind.WHOLE if size <= chunk else Kind.MEASURE
+        kind = whole if measured[layer] else Kind.PLAIN
+        assert (items[of_layer & ~scans, 3] == kind).all()
+
+
+@pytest.mark.parametrize("chunk", [0, LEAF // 2, LEAF + 1, 3 * LEAF, -LEAF])
+def test_chunk_must_be_a_power_of_two_of_leaves(chunk: int) -> None:
+    with pytest.raises(ValueError, match=f"power of two of at least {LEAF}, not {chunk}"):
+        build_items([1], [True], scan=False, chunk=chunk)
+
+
+def shuffled(items: Items, seed: int) -> Items:
+    """A random order that the engine can run: SCANs first, a layer's items together."""
+    rng = np.random.default_rng(seed)
+    scans = items[:, 3] == Kind.SCAN
+    rest = [items[~scans & (items[:, 2] == layer)] for layer in np.unique(items[:, 2])]
+    order = [rng.permutation(items[scans]), *(rng.permutation(part) for part in rest)]
+    return np.concatenate([order[0], *(order[1 + i] for i in rng.permutation(len(rest)))])
+
+
+@given(_layers(), st.integers(0, 2**32))
+def test_every_valid_order_is_taken(
+    case: tuple[list[int], list[bool], bool, int], seed: int
+) -> None:
+    sizes, measured, scan, chunk = case
+    assume(sizes)
+    check_order(shuffled(build_items(sizes, measured, scan=scan, chunk=chunk), seed))
+
+
+@given(_layers(), st.integers(0, 2**32))
+def test_orders_that_could_wait_for_ever_are_refused(
+    case: tuple[list[int], list[bool], bool, int], seed: int
+) -> None:
+    sizes, measured, scan, chunk = case
+    items = build_items(sizes, measured, scan=scan, chunk=chunk)
+    mixed = np.random.default_rng(seed).permutation(items)
+    scans = mixed[:, 3] == Kind.SCAN
+    rest = mixed[~scans, 2].tolist()
+    runs = [layer for at, layer in enumerate(rest) if at == 0 or rest[at - 1] != layer]
+    late = scans.tolist() != sorted(scans.tolist(), reverse=True)
+    assume(late or len(runs) != len(set(runs)))
+    reason = "SCAN must stand before" if late else "must stand together"
+    with pytest.raises(ValueError, match=reason):
+        check_order(mixed)
+
+
+def test_a_refused_order_changes_nothing() -> None:
+    problem = Problem("sgd-momentum-outside", members=(0, 1))  # without trust: nothing would wait
+    tensors = Tensors.of(problem)
+    gradients = [engine_problem.plain(array) for array in problem.gradients(0)]
+    plan = Plan(problem.rule, chunk=LEAF, order=lambda items: np.roll(items, 5, axis=0))
+    with pytest.raises(ValueError, match="must stand together"):
+        plan.step(tensors.params, gradients, tensors.states, tensors.steps, problem.groups(0))
+    assert_same(tensors.bits(), Tensors.of(problem).bits())
+
+
+# Bits
+
+
+@of_each_problem
+def test_bits_do_not_depend_on_threads(problem: Problem) -> None:
+    for threads in (1, 2, 3, 3):
+        assert_same(run(problem, threads), expected(problem))
+
+
+@of_each_problem
+@pytest.mark.parametrize("target", TARGETS)
+def test_bits_do_not_depend_on_the_instruction_set(problem: Problem, target: str) -> None:
+    assert_same(run(problem, threads=1, target=target), expected(problem))
+
+
+@of_each_problem
+def test_bits_do_not_depend_on_the_chunk(problem: Problem) -> None:
+    for chunk in CHUNKS:
+        assert_same(run(problem, threads=1, chunk=chunk), expected(problem))
+
+
+@of_each_problem
+def test_bits_do_not_depend_on_the_order(problem: Problem) -> None:
+    for seed, chunk in ((0, LEAF), (1, 4 * LEAF)):
+        bits = run(problem, chunk=chunk, order=partial(shuffled, seed=seed))
+        assert_same(bits, expected(problem))
+
+
+@given(st.integers(0, 2**32), st.sampled_from(CHUNKS), st.integers(1, 3))
+def test_bits_under_any_order_chunk_and_threads(seed: int, chunk: int, threads: int) -> None:
+    problem = PROBLEMS[seed % len(PROBLEMS)]
+    bits = run(problem, threads, chunk=chunk, order=partial(shuffled, seed=seed))
+    assert_same(bits, expected(problem))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bits_of_layers_alone_are_those_of_layers_together(variant: str) -> None:
+    problem = Problem(variant)
+    together = expected(problem)
+    for at, alone in enumerate(problem.alone()):
+        bits = run(alone)
+        for key in ("weight", "step", *Tensors.of(alone).states):
+            assert bits.get(f"{key} 0") == together.get(f"{key} {at}"), f"{key} {at} differs"
+        for name in ("ratio", "weight_norm", "measured_norm", "raw_ratio", "clamp"):
+            for step in range(engine_problem.COUNT):
+                of_all = np.frombuffer(together[f"{name} of step {step}"])
+                assert bits[f"{name} of step {step}"] == of_all[at].tobytes(), f"{name} of {at}"
+
+
+# Other processes
+
+
+def python(*code: str, environment: dict[str, str] | None = None) -> str:
+    """The standard output of a fresh interpreter that finds the tests' modules."""
+    done = subprocess.run(
+        [sys.executable, *code],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parent),
+            "OMP_WAIT_POLICY": "passive",  # there may be more threads than cores
+            **(environment or {}),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+LIMITS = (
+    {"OMP_THREAD_LIMIT": "1"},
+    {"OMP_THREAD_LIMIT": "2"},
+    {"OMP_DYNAMIC": "true"},
+    {"OMP_MAX_ACTIVE_LEVELS": "0"},
+)
+"""What gives a step fewer threads than it asks for."""
+
+ENVIRONMENTS = [
+    {**limit, native.TARGET_VARIABLE: target}
+    for limit, target in zip(LIMITS, cycle(TARGETS), strict=False)
+]
+
+
+@pytest.mark.parametrize(
+    "environment", ENVIRONMENTS, ids=lambda e: "-".join(map("=".join, e.items()))
+)
+def test_bits_under_other_environments(environment: dict[str, str]) -> None:
+    """And with gradients on pages that cannot be written."""
+    digests = json.loads(python(engine_problem.__file__, "3", environment=environment))
+    assert digests == {str(problem): digest(expected(problem)) for problem in PROBLEMS}
+
+
+FORK = """
+import os, signal, torch
+from date_kernels.plan import Plan
+from engine_problem import Problem, digest, take_steps
+
+torch.set_num_threads(2)
+problem = Problem("rmsprop-both-inside", "clip")
+plan = Plan(problem.rule)
+print(digest(take_steps(problem, plan)), flush=True)
+if os.fork() == 0:
+    signal.alarm(60)  # a child that hangs must end
+    print(digest(take_steps(problem, plan)), flush=True)
+    print(digest(take_steps(problem, Plan(problem.rule))), flush=True)
+    os._exit(0)
+assert os.wait()[1] == 0, "the child hung or failed"
+print(digest(take_steps(problem, plan)))
+"""
+
+
+def test_a_forked_child_takes_steps() -> None:
+    lines = python("-W", "ignore::DeprecationWarning", "-c", FORK).split()
+    assert lines == 4 * [digest(expected(Problem("rmsprop-both-inside", "clip")))]
+
+
+# The caller's floating-point mode
+
+
+@pytest.fixture
+def _default_mode() -> Iterator[None]:
+    yield
+    torch.set_flush_denormal(False)
+    ctypes.CDLL(None).fesetround(0)
+
+
+def _flush_denormals() -> None:
+    assert torch.set_flush_denormal(True)
+
+
+def _round_upward() -> None:
+    upward = {"x86_64": 0x800, "aarch64": 0x400000}[platform.machine()]
+    assert ctypes.CDLL(None).fesetround(upward) == 0
+
+
+def _denormal_step(threads: int) -> Bits:
+    size = 400_000
+    rng = np.random.default_rng(5)
+    weight, gradient, buffer = (
+        torch.from_numpy(1e-39 * rng.standard_normal(size)).float() for _ in range(3)
+    )
+    torch.set_num_threads(threads)
+    group = {"params": [0], "lr": 0.1, "momentum": 0.9, "trust": True, "trust_upper": 1.0}
+    states: dict[str, list[Tensor | None]] = {"momentum_buffer": [buffer]}
+    telemetry = Plan("sgd", chunk=LEAF).step([weight], [gradient], states, [None], [group])
+    return {
+        **Tensors([weight], states, []).bits(),
+        **engine_problem.report_bits(telemetry, 0),
+    }
+
+
+@pytest.mark.usefixtures("_default_mode")
+@pytest.mark.parametrize("set_mode", [_flush_denormals, _round_upward])
+def test_workers_take_over_the_callers_floating_point_mode(set_mode: Any) -> None:
+    default = _denormal_step(2)  # the pool of threads is there before the mode changes
+    assert_same(_denormal_step(1), default)
+    set_mode()
+    changed = _denormal_step(1)
+    assert_same(_denormal_step(2), changed)
+    assert changed["weight 0"] != default["weight 0"]
+    assert changed["weight_norm of step 0"] != default["weight_norm of step 0"]
+
+
+# A plan in use
+
+
+def _allocated(plan: Plan, problem: Problem, tensors: Tensors, step: int) -> int:
+    """Bytes of tensors that a step allocates."""
+    gradients = [engine_problem.plain(array) for array in problem.gradients(0)]
+    gradients[2] = gradients[2].repeat(2)[::2]  # strided: the kernels see a copy
+    groups = problem.groups(step)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        plan.step(tensors.params, gradients, tensors.states, tensors.steps, groups)
+    return sum(max(event.cpu_memory_usage, 0) for event in profile.events() or ())
+
+
+@pytest.mark.parametrize("shared", ["free", "skip"])
+def test_only_the_first_step_builds_and_allocates_tensors(shared: str) -> None:
+    problem = Problem("rmsprop-both-inside", shared)
+    tensors = Tensors.of(problem)
+    tensors.params[0] = torch.zeros(SIZES[0], 2)[:, 0]  # strided, too
+    plan = Plan(problem.rule)
+    assert _allocated(plan, problem, tensors, 0) > SIZES[0] * 4
+    for step in range(1, 4):
+        assert _allocated(plan, problem, tensors, step) == 0
+    assert plan.builds == 1
+
+
+# More elements than 32 bits can count
+
+HUGE = 2**31 + LEAF + 1
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("chunk", [LEAF, CHUNK])
+def test_items_of_a_layer_beyond_32_bits(chunk: int, scan: bool) -> None:
+    items = build_items([5, HUGE], [True, True], scan=scan, chunk=chunk)
+    check_order(items)
+    for kind in (Kind.SCAN, Kind.MEASURE) if scan else (Kind.MEASURE,):
+        assert_tiles(items[(items[:, 2] == 1) & (items[:, 3] == kind)], HUGE, chunk)
+
+
+FILE = 1 << 22
+"""Bytes of the file that a huge tensor sees again and again."""
+
+
+def repeated(value: float, tail: NDArray[np.float32]) -> Tensor:
+    """A tensor of HUGE elements in little memory: the first 2^31 are a file of `value`, mapped over
+    and over; `tail` has memory of its own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        *(3 * [ctypes.c_int]),
+        ctypes.c_long,
+    ]
+    access, fixed, no_reserve, failed = mmap.PROT_READ | mmap.PROT_WRITE, 0x10, 0x4000, 2**64 - 1
+    head = 2**31 * 4
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    begin = libc.mmap(None, head + 8 * mmap.PAGESIZE, access, private, -1, 0)
+    assert begin != failed, os.strerror(ctypes.get_errno())
+    file = os.memfd_create("repeated")
+    os.write(file, np.full(FILE // 4, value, dtype=np.float32).tobytes())
+    for at in range(begin, begin + head, FILE):
+        assert libc.mmap(at, FILE, access, mmap.MAP_SHARED | fixed, file, 0) == at
+    os.close(file)
+    tensor = torch.frombuffer((ctypes.c_float * HUGE).from_address(begin), dtype=torch.float32)
+    tensor[2**31 :] = torch.from_numpy(tail)
+    return tensor
+
+
+def test_a_step_over_a_layer_beyond_32_bits() -> None:
+    """Each element of the file is updated once for each time that it is mapped."""
+    rng = np.random.default_rng(3)
+    weights, gradients = rng.standard_normal((2, HUGE - 2**31)).astype(np.float32)
+    weight, gradient = repeated(1.0, weights), repeated(2.0**-20, gradients)
+    group = {"params": [0], "lr": 1.0, "trust": True, "trust_lower": 1.0, "trust_upper": 1.0}
+    group["max_grad_norm"] = 1e9  # above the norm: all gradients are scanned, none is clipped
+    torch.set_num_threads(1)
+    telemetry = Plan("sgd").step([weight], [gradient], {}, [None], [group])
+
+    np.testing.assert_array_equal(weight[2**31 :].numpy(), weights - gradients)
+    times = 2**31 * 4 // FILE
+    np.testing.assert_array_equal(weight[: FILE // 4].numpy(), np.float32(1 - times * 2.0**-20))
+    squares = (np.square(x.astype(np.float64)).sum() for x in (weights, gradients))
+    norms = [math.sqrt(2.0**31 * v + tail) for v, tail in zip((1, 2.0**-40), squares, strict=True)]
+    measured = [telemetry.weight_norm[0], telemetry.measured_norm[0], telemetry.total_norm]
+    np.testing.assert_allclose(measured, [*norms, norms[1]], rtol=1e-12)
+
+
+# Instruction sets
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_forced_instruction_set_is_reported(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native.TARGET_VARIABLE, target)
+    assert info().cpu_target == target
+
+
+def test_an_unknown_instruction_set_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ", ".join(name for name, _ in native.module().targets())
+    message = f"'sse9' is not in this build; compiled in: {names}"
+    with pytest.raises(RuntimeError, match=message):
+        Plan("sgd", target="sse9")
+    monkeypatch.setenv(native.TARGET_VARIABLE, "sse9")
+    with pytest.raises(RuntimeError, match=message):
+        Plan("sgd")
+    assert message in str(info().backends["cpu"])
+    assert info().cpu_target is None
+    assert Plan("sgd", target="baseline").builds == 0  # an argument comes before the environment
+
+
+def test_an_unsupported_instruction_set_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = [("baseline", True), ("avx2", True), ("avx512", False)]
+    monkeypatch.delenv(native.TARGET_VARIABLE, raising=False)
+    monkeypatch.setattr(native, "_native", SimpleNamespace(targets=lambda: targets))
+    with pytest.raises(RuntimeError, match="supported here: baseline, avx2"):
+        native.find_target("avx512")
+    assert native.find_target() == (1, "avx2")
