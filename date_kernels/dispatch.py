@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import ctypes
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -283,16 +283,21 @@ def info() -> Info:
             for name, supported in targets
         },
         openmp_library=library,
-        shares_torch_openmp=library is not None
-        and _openmp_runtimes() == {os.path.realpath(library)},
+        shares_torch_openmp=library is not None and _shares_openmp(),
         threads=torch.get_num_threads(),
     )
 
 
-def _openmp_runtimes() -> set[str]:
-    """The OpenMP runtimes in this process: a second one would be torch's own."""
-    maps = Path("/proc/self/maps")
-    lines = maps.read_text().splitlines() if maps.exists() else []
-    files = {line.split(maxsplit=5)[5] for line in lines if len(line.split(maxsplit=5)) == 6}
-    names = ("libgomp", "libomp", "libiomp")
-    return {os.path.realpath(file) for file in files if Path(file).name.startswith(names)}
+def _shares_openmp() -> bool:
+    """Whether the kernels and torch resolve OpenMP's functions to the same library.
+
+    A look at which libraries are loaded would not do: other packages bring runtimes of their own.
+    """
+    torch_library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    if not torch_library.exists():
+        return False
+    ours, torchs = (
+        ctypes.cast(ctypes.CDLL(str(library)).omp_get_max_threads, ctypes.c_void_p).value
+        for library in (native.module().__file__, torch_library)
+    )
+    return ours == torchs

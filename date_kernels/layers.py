@@ -227,7 +227,9 @@ def _assign_groups(groups: Sequence[Group], count: int) -> list[tuple[int, bool]
     layers: list[tuple[int, bool] | None] = [None] * count
     for index, group in enumerate(groups):
         members = group["params"]
-        excluded = group.get("exclude") or (False,) * len(members)
+        excluded = group.get("exclude")
+        if excluded is None:
+            excluded = (False,) * len(members)
         if len(excluded) != len(members):
             raise ValueError(
                 f"param group {index}: exclude has {len(excluded)} entries "

@@ -385,12 +385,14 @@ def step(
     if rule not in RULES:
         raise ValueError(f"rule is {rule!r}; take one of {', '.join(RULES)}")
     skip = common(groups, "on_nonfinite") == "skip" or found_inf is not None
+    nothing = [TrustRatio()] * len(params), [True] * len(params)
+    if found_inf is not None and np.asarray(found_inf).item() != 0:
+        return _telemetry(*nothing, math.nan, 1.0)
     gradients, total_norm, clip = prepare(grads, groups, grad_scale=grad_scale)
-    found = found_inf is not None and np.asarray(found_inf).item() != 0
     # A scaler has looked at every gradient already; the clip's norm looks again all the same.
     looks = skip and (found_inf is None or common(groups, "max_grad_norm") is not None)
-    if found or (looks and not all(np.isfinite(gradient).all() for gradient in gradients)):
-        return _telemetry([TrustRatio()] * len(params), [True] * len(params), total_norm, clip)
+    if looks and not all(np.isfinite(gradient).all() for gradient in gradients):
+        return _telemetry(*nothing, total_norm, clip)
     ratios, skipped = [], []
     for layer, count in zip(
         layers(rule, params, gradients, states, steps, groups), steps, strict=True

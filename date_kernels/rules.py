@@ -84,7 +84,9 @@ class Rule:
 
     def values(self, group: Group) -> tuple[Any, ...]:
         """Every option of a complete group in one order: equal values make equal rows."""
-        return (float(group["lr"]), *self._others(group))
+        lr = group["lr"]
+        # A tensor by its value: schedulers fill it in place.
+        return (lr.item() if hasattr(lr, "item") else lr, *self._others(group))
 
     def complete(self, group: Group) -> dict[str, Any]:
         """The group with the options that it leaves out at their defaults.
@@ -148,7 +150,7 @@ def check_group(rule: Rule, group: Group) -> None:
     for key, words in CHOICES.items():
         if key in group and group[key] not in words:
             raise ValueError(f"Invalid {key} value: {group[key]!r}; take one of {', '.join(words)}")
-    if group["max_grad_norm"] is not None and number(group, "max_grad_norm") == 0:
+    if group["max_grad_norm"] is not None and finite(group, "max_grad_norm") == 0:
         raise ValueError(
             "Invalid max_grad_norm value: 0; it must be above 0, or None for no clipping"
         )
@@ -256,7 +258,7 @@ def trust_row(group: Group, excluded: bool, k: int) -> dict[str, float]:
 
 
 def _check_momentum(group: Group) -> None:
-    momentum = number(group, "momentum", below=1.0)
+    momentum = finite(group, "momentum")
     if group["momentum_scaling"] != "outside" and momentum == 0:
         raise ValueError(
             f"momentum_scaling={group['momentum_scaling']!r} needs a momentum "

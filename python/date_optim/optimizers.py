@@ -47,7 +47,7 @@ class SGD(LayerwiseOptimizer):
     lr : float or one-element Tensor
         Learning rate, at least 0.
     momentum : float
-        In [0, 1).
+        At least 0.
     dampening : float
         The buffer takes ``(1 - dampening)`` of the gradient, after the first step.
     weight_decay : float
@@ -144,7 +144,7 @@ class RMSprop(LayerwiseOptimizer):
     weight_decay : float
         L2: ``weight_decay * w`` is added to the gradient.
     momentum : float
-        In [0, 1).
+        At least 0.
     centered : bool
         Divide by the root of the gradient's variance.
     capturable, differentiable : bool
