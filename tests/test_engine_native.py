@@ -341,3 +341,8 @@ def test_the_module_needs_no_torch() -> None:
 
 def test_the_module_shares_torchs_threads() -> None:
     assert info().shares_torch_openmp, info()
+
+
+def test_a_runtime_that_another_package_brings_is_not_torchs() -> None:
+    code = "import sklearn.utils._openmp_helpers, date_kernels as d; print(d.info())"
+    assert "torch's own: one pool of threads" in out(sys.executable, "-c", code)
