@@ -231,7 +231,6 @@ class Plan:
 
     def _fitting(self, call: Call, scaled: bool, name_of: Callable[[int], str] | None) -> _Built:
         """The plan of before where it still fits, else a new one."""
-        written = [*call.params, *call.steps, *chain.from_iterable(call.states.values())]
         structure = [
             (
                 tuple(group["params"]),
@@ -245,7 +244,7 @@ class Plan:
             for group in call.groups
         ]
         try:
-            signature = (structure, scaled, *_fingerprint(written, call.grads))
+            signature = (structure, scaled, *_fingerprint(call))
         except (AttributeError, RuntimeError):
             signature = None  # a sparse tensor has no strides, say: the build's checks will name it
         if self._built is None or signature is None or signature != self._signature:
@@ -359,19 +358,28 @@ def check_scale(grad_scale: Tensor | float | None) -> float:
     return scale
 
 
-def _fingerprint(written: Sequence[Tensor | None], grads: Sequence[Tensor]) -> tuple[Any, ...]:
-    """What must be as it was for a plan to fit; gradients may stand elsewhere."""
-    present = [tensor for tensor in written if tensor is not None]
-    tensors = [*present, *grads]
+def _fingerprint(call: Call) -> tuple[Any, ...]:
+    """What must be as it was for a plan to fit; gradients may stand elsewhere.
+
+    Addresses, not objects: a wrapper may be made anew for each step. The plan keeps what it writes
+    alive, so that an address is not another tensor's; a view of the same memory shows in its shape
+    or stride.
+    """
+    params, grads = call.params, call.grads
+    states = [*chain.from_iterable(call.states.values())]
+    written = [*params, *states, *call.steps]
+    laid_out = [*params, *(state for state in states if state is not None), *grads]
     return (
         [tensor is None for tensor in written],
-        [tensor.data_ptr() for tensor in present],
-        [type(tensor) for tensor in tensors],
-        [tensor.dtype for tensor in tensors],
-        [tensor.shape for tensor in tensors],
-        [tensor.stride() for tensor in tensors],
+        [tensor.data_ptr() for tensor in written if tensor is not None],
+        [tensor.shape for tensor in laid_out],
+        [tensor.stride() for tensor in laid_out],
+        [param.dtype for param in params],
+        [grad.dtype for grad in grads],
+        [type(grad) for grad in grads],
         # A gradient's address is not compared: one on another device would look the same.
-        [(grad.device, grad.is_neg()) for grad in grads],
+        [grad.device for grad in grads],
+        [grad.is_neg() for grad in grads],
     )
 
 
