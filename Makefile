@@ -8,6 +8,7 @@ build := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 native_code = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.c')
 sources := date_kernels python tests examples
 
+.NOTPARALLEL:
 .PHONY: demo demo-tune test lint format clean
 
 demo: .venv/demo
@@ -41,7 +42,7 @@ format: .venv/test
 	touch $@
 
 .venv/test: .venv/torch $(build)
-	$(bin)/pip install --quiet --editable ".[demo,test]"
+	$(bin)/pip install --quiet --editable ".[demo,test]" -C cmake.define.DATE_KERNELS_WERROR=ON
 	touch $@
 
 clean:

@@ -1,10 +1,10 @@
 // pybind11 only; no logic.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
-#include <stdexcept>
-#include <string>
+#include <memory>
+#include <span>
+#include <vector>
 
 #include "cpu/launch.h"
 
@@ -50,12 +50,19 @@ void run(dk::Engine& engine, const py::list& gradients, const py::tuple& tables,
   for (std::size_t i = 0; i < engine.layers.size(); ++i) {
     engine.layers[i].gradient = PyLong_AsVoidPtr(gradients[i].ptr());
   }
+  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
   const auto rows = py::reinterpret_borrow<Doubles>(tables[0]),
              trust = py::reinterpret_borrow<Doubles>(tables[1]);
   const double* const row = rows.data();
   const auto* const trust_row = reinterpret_cast<const dk::TrustRow*>(trust.data());
   const py::gil_scoped_release release;
   engine.run(row, trust_row, threads, max_grad_norm, skip_nonfinite);
+}
+
+py::tuple names(std::span<const char* const> all) {
+  py::list list;
+  for (const char* name : all) list.append(name);
+  return py::tuple(list);
 }
 
 py::array_t<double> view(py::object owner, const double* data, py::ssize_t rows, py::ssize_t columns) {
@@ -67,16 +74,11 @@ py::array_t<double> view(py::object owner, const double* data, py::ssize_t rows,
 PYBIND11_MODULE(_native, m) {
   m.attr("LEAF") = dk::kLeaf;
   m.attr("MAX_STATES") = dk::kMaxStates;
-  m.attr("TRUST_FIELDS") =
-      py::tuple(py::cast(std::vector<std::string>(std::begin(dk::kTrustFields), std::end(dk::kTrustFields))));
-  m.attr("REPORT_FIELDS") = py::tuple(
-      py::cast(std::vector<std::string>(std::begin(dk::kReportFields), std::end(dk::kReportFields))));
+  m.attr("TRUST_FIELDS") = names(dk::kTrustFields);
+  m.attr("REPORT_FIELDS") = names(dk::kReportFields);
   py::dict families;
   for (const dk::Family& family : dk::families()) {
-    families[family.name] = py::make_tuple(
-        families.size(),
-        py::tuple(py::cast(std::vector<std::string>(family.fields.begin(), family.fields.end()))),
-        family.states);
+    families[family.name] = py::make_tuple(families.size(), names(family.fields), names(family.states));
   }
   m.attr("FAMILIES") = families;
   m.def("targets", [] {

@@ -4,7 +4,8 @@
 """
 
 from .dispatch import Info, Stepper, info, make_stepper, step
+from .layers import new_state
 from .reference import Telemetry
 from .rules import RULES
 
-__all__ = ["RULES", "Info", "Stepper", "Telemetry", "info", "make_stepper", "step"]
+__all__ = ["RULES", "Info", "Stepper", "Telemetry", "info", "make_stepper", "new_state", "step"]

@@ -5,7 +5,7 @@ LEAF: int
 MAX_STATES: int
 TRUST_FIELDS: tuple[str, ...]
 REPORT_FIELDS: tuple[str, ...]
-FAMILIES: dict[str, tuple[int, tuple[str, ...], int]]
+FAMILIES: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]
 
 def targets() -> list[tuple[str, bool]]: ...
 def openmp_library() -> str: ...

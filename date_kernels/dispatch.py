@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import native, reference
-from .layers import Call, States, check_layers
+from .layers import Call, States, check_layers, copy_elements
 from .plan import Plan, check_groups, check_scale, find_rule
 from .reference import Telemetry
 from .rules import Group
@@ -71,7 +71,7 @@ class ReferenceStepper:
             _arrays(grads),
             arrays,
             counters,
-            [{**group, "lr": float(group["lr"])} for group in groups],
+            groups,
             grad_scale=scale,
             found_inf=None if found_inf is None else float(found_inf),
         )
@@ -93,10 +93,10 @@ def _counter(step: Tensor | None) -> NDArray[np.float64] | None:
 
 
 def _write(tensors: Sequence[Tensor | None], arrays: Sequence[NDArray[np.float64] | None]) -> None:
-    with torch.no_grad():
-        for tensor, array in zip(tensors, arrays, strict=True):
-            if tensor is not None:
-                tensor.copy_(torch.from_numpy(np.asarray(array)))
+    for tensor, array in zip(tensors, arrays, strict=True):
+        if tensor is not None:
+            copy_elements(torch.from_numpy(np.asarray(array)), tensor)
+            torch.autograd.graph.increment_version(tensor)
 
 
 BACKENDS: Mapping[str, type[Plan] | type[ReferenceStepper]] = {
@@ -219,7 +219,7 @@ class Info:
     shares_torch_openmp : bool
         Whether it is torch's own: then both use one pool of threads.
     threads : int
-        Workers of a step: ``torch.get_num_threads()``.
+        Workers of a large step at most: ``torch.get_num_threads()``.
     """
 
     version: str
@@ -296,8 +296,11 @@ def _shares_openmp() -> bool:
     torch_library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     if not torch_library.exists():
         return False
-    ours, torchs = (
-        ctypes.cast(ctypes.CDLL(str(library)).omp_get_max_threads, ctypes.c_void_p).value
-        for library in (native.module().__file__, torch_library)
-    )
+    try:
+        ours, torchs = (
+            ctypes.cast(ctypes.CDLL(str(library)).omp_get_max_threads, ctypes.c_void_p).value
+            for library in (native.module().__file__, torch_library)
+        )
+    except AttributeError:  # a torch without OpenMP
+        return False
     return ours == torchs

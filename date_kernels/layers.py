@@ -34,7 +34,7 @@ def check_tensor(tensor: object, what: str, param: Tensor | None = None) -> Tens
     TypeError
         Not a float32 tensor, or a subclass of Tensor whose memory is not its own.
     RuntimeError
-        A sparse or complex tensor, a lazily negated view, or one that is not on the CPU.
+        A sparse or complex tensor, a lazily negated view, one without memory, or not on the CPU.
     ValueError
         Another shape than the parameter's.
     """
@@ -66,6 +66,10 @@ def check_tensor(tensor: object, what: str, param: Tensor | None = None) -> Tens
         )
     if tensor.dtype != torch.float32:
         raise TypeError(f"{what} has dtype {tensor.dtype}, but only torch.float32 is supported")
+    if tensor.data_ptr() == 0 and tensor.numel() > 0:
+        raise RuntimeError(
+            f"{what} has no memory (its storage was freed, or it is a lazy zero); pass its .clone()"
+        )
     if param is not None and tensor.shape != param.shape:
         raise ValueError(
             f"{what} has shape {tuple(tensor.shape)}, but its parameter has {tuple(param.shape)}"
@@ -123,8 +127,10 @@ def _addresses(tensor: Tensor) -> NDArray[np.int64]:
     return addresses
 
 
-def check_disjoint(tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse tensors to be written that share memory: the step would be taken twice there.
+def check_disjoint(
+    written: Iterable[tuple[str, Tensor]], read: Iterable[tuple[str, Tensor]]
+) -> None:
+    """Refuse tensors to be written that share memory with each other or with what is read.
 
     Raises
     ------
@@ -132,33 +138,67 @@ def check_disjoint(tensors: Iterable[tuple[str, Tensor]]) -> None:
         It names the two tensors.
     """
     spans = []
-    for what, tensor in tensors:
-        if overlaps_itself(tensor):
-            raise ValueError(
-                f"{what} overlaps itself: shape {tuple(tensor.shape)}, stride {tensor.stride()}; "
-                "pass a tensor whose elements have memory of their own, e.g. its .clone()"
-            )
-        if tensor.numel() > 0:
-            reach = sum((size - 1) * stride for size, stride in layout(tensor)) + 1
-            begin = tensor.data_ptr()
-            spans.append((begin, begin + reach * tensor.element_size(), what, tensor))
+    for is_written, tensors in ((True, written), (False, read)):
+        for what, tensor in tensors:
+            if is_written and overlaps_itself(tensor):
+                raise ValueError(
+                    f"{what} overlaps itself: shape {tuple(tensor.shape)}, stride "
+                    f"{tensor.stride()}; pass a tensor whose elements have memory of their own, "
+                    "e.g. its .clone()"
+                )
+            if tensor.numel() > 0:
+                reach = sum((size - 1) * stride for size, stride in layout(tensor)) + 1
+                begin = tensor.data_ptr()
+                end = begin + reach * tensor.element_size()
+                spans.append((begin, end, is_written, what, tensor))
     spans.sort(key=lambda span: span[:2])
-    open_spans: list[tuple[int, int, str, Tensor]] = []
+    open_spans: list[tuple[int, int, bool, str, Tensor]] = []
     for span in spans:
         open_spans = [other for other in open_spans if other[1] > span[0]]
         for other in open_spans:
-            # Interleaved columns share a range and no element; dense tensors that share a range
-            # share elements.
-            apart = (
-                not (is_dense(span[3]) and is_dense(other[3]))
-                and not np.intersect1d(_addresses(span[3]), _addresses(other[3])).size
-            )
-            if not apart:
+            if (span[2] or other[2]) and _share_elements(span[4], other[4]):
                 raise ValueError(
-                    f"{other[2]} and {span[2]} overlap in memory: the step would be taken "
-                    "twice there; pass each element once"
+                    f"{other[3]} and {span[3]} overlap in memory: what is written to the one "
+                    "changes the other; pass each element once"
                 )
         open_spans.append(span)
+
+
+def _share_elements(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors whose ranges of memory meet have an element in common.
+
+    Interleaved columns have none; dense tensors do.
+    """
+    dense = is_dense(a) and is_dense(b)
+    return dense or bool(np.intersect1d(_addresses(a), _addresses(b)).size)
+
+
+def copy_elements(source: Tensor, target: Tensor) -> None:
+    """Copy in this thread: torch's own copy would wait for ever for its pool in a forked child."""
+    np.copyto(target.detach().numpy(), source.detach().numpy())
+
+
+def new_state(param: Tensor, value: float, what: str) -> Tensor:
+    """Make a state of a layer, filled in this thread as `copy_elements` copies.
+
+    Parameters
+    ----------
+    param : Tensor
+        The layer's parameter; the state has its shape and order of dimensions.
+    value : float
+        What the state starts from.
+    what : str
+        The parameter's name in errors.
+
+    Raises
+    ------
+    TypeError, RuntimeError
+        Where no kernel serves the parameter.
+    """
+    check_tensor(param, what)
+    state = torch.empty_like(param, memory_format=torch.preserve_format, requires_grad=False)
+    state.numpy().fill(value)
+    return state
 
 
 def dense_like(param: Tensor) -> Tensor:
@@ -178,6 +218,11 @@ class Call(NamedTuple):
     states: States
     steps: Sequence[Tensor | None]
     groups: Sequence[Group]
+
+
+def name_in(name_of: Callable[[int], str] | None, layer: int) -> str:
+    """What errors call a layer."""
+    return f"params[{layer}]" if name_of is None else name_of(layer)
 
 
 def check_layers(
@@ -202,11 +247,13 @@ def check_layers(
             raise ValueError(f"{what} has {len(sequence)} entries for {count} params")
     layers = _assign_groups(groups, count)
     written: list[tuple[str, Tensor]] = []
+    read: list[tuple[str, Tensor]] = []
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
-        name = f"params[{i}]" if name_of is None else name_of(i)
+        name = name_in(name_of, i)
         group = groups[layers[i][0]]
         written.append((name, check_tensor(param, name)))
-        check_tensor(grad, f"the gradient of {name}", param)
+        what = f"the gradient of {name}"
+        read.append((what, check_tensor(grad, what, param)))
         step = steps[i]
         if step is not None:
             what = f"the step counter of {name}"
@@ -219,7 +266,7 @@ def check_layers(
             if state is None:
                 raise ValueError(f"{what} is missing; create it before the step")
             written.append((what, check_tensor(state, what, param)))
-    check_disjoint(written)
+    check_disjoint(written, read)
     return layers
 
 

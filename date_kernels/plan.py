@@ -10,15 +10,14 @@ import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import native
-from .layers import Call, States, check_layers, dense_like, layout
+from .layers import Call, States, check_layers, copy_elements, dense_like, layout, name_in
 from .reference import Telemetry
 from .rules import RULES, Group, Rule, check_group, hyper_row, is_measured, needs_step, trust_row
 
@@ -34,6 +33,10 @@ CHUNK = 65_536
 """Elements a worker measures and updates at a time: 32 to 128 thousand are alike on a CPU, less
 costs scheduling, more stalls at the end of each layer. A power-of-two number of leaves, so that no
 leaf is cut."""
+
+
+Rows: TypeAlias = "tuple[NDArray[np.float64], NDArray[np.float64]]"
+"""Hyper-parameters and trust ratios, a row for each distinct (options, step) of the layers."""
 
 
 class Kind(enum.IntEnum):
@@ -93,19 +96,13 @@ def _cut_layer(layer: int, size: int, kind: Kind, chunk: int) -> NDArray[np.int6
 
 def check_order(items: NDArray[np.int64]) -> None:
     """Refuse an order in which the engine could wait for ever (``csrc/engine.h``)."""
-    kinds, layers = items[:, 3], items[:, 2]
-    scans = kinds == Kind.SCAN
+    layers, scans = items[:, 2], items[:, 3] == Kind.SCAN
     if np.any(np.diff(scans.astype(np.int8)) > 0):
         raise ValueError("every SCAN must stand before all other items")
-    measured = layers[kinds == Kind.MEASURE]
-    runs = measured[np.flatnonzero(np.diff(measured, prepend=-1))]
-    if len(runs) != len(np.unique(runs)) or not _together(layers[~scans]):
+    others = layers[~scans]
+    runs = others[np.flatnonzero(np.diff(others, prepend=-1))]
+    if len(runs) != len(np.unique(runs)):
         raise ValueError("a layer's items must stand together")
-
-
-def _together(layers: NDArray[np.int64]) -> bool:
-    runs = layers[np.flatnonzero(np.diff(layers, prepend=-1))]
-    return len(runs) == len(np.unique(runs))
 
 
 @dataclass
@@ -117,11 +114,11 @@ class _Built:
     written: list[Tensor]
     copies: list[tuple[Tensor, Tensor]]  # (the user's tensor, the dense copy that kernels see)
     gradient_copies: list[tuple[int, Tensor]]  # (layer, its gradient in the parameter's layout)
-    keys: list[tuple[int, bool]]  # the distinct (group, excluded): a layer's options
+    layer_options: list[tuple[int, bool]]  # the distinct (group, excluded) of layers
     clips: bool
     skip_nonfinite: bool
     rows_of: tuple[Any, ...] | None = None
-    rows: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    rows: Rows | None = None
 
 
 class Plan:
@@ -177,13 +174,7 @@ class Plan:
         found_inf: Tensor | float | None = None,
         name_of: Callable[[int], str] | None = None,
     ) -> Telemetry:
-        """Take one step in place; see `date_kernels.step`.
-
-        Returns
-        -------
-        Telemetry
-            Views of the plan's own memory: the next step overwrites them.
-        """
+        """Take one step in place; see `date_kernels.step`."""
         scale = check_scale(grad_scale)
         groups = [self.rule.complete(group) for group in groups]
         options = [self.rule.values(group) for group in groups]
@@ -196,44 +187,60 @@ class Plan:
             built.engine.skip()
             return _telemetry(built, scanned=False)
         pointers = [grad.data_ptr() for grad in grads]
-        with torch.no_grad():
-            for layer, copy in built.gradient_copies:
-                copy.copy_(grads[layer])
-                pointers[layer] = copy.data_ptr()
-            for tensor, copy in built.copies:
-                copy.copy_(tensor)
-            self._launch(built, pointers, groups, scale)
-            for tensor, copy in built.copies:
-                tensor.copy_(copy)
+        if 0 in pointers:  # an empty layer, or a gradient that has lost its memory
+            check_layers(self.rule, call, name_of)
+        rows = self._rows(built, call, scale, name_of)
+        for layer, copy in built.gradient_copies:
+            copy_elements(grads[layer], copy)
+            pointers[layer] = copy.data_ptr()
+        for tensor, copy in built.copies:
+            copy_elements(tensor, copy)
+        built.engine.run(
+            pointers,
+            rows,
+            torch.get_num_threads(),
+            float(groups[0]["max_grad_norm"]) if built.clips else math.inf,
+            built.skip_nonfinite,
+        )
+        for tensor, copy in built.copies:
+            copy_elements(copy, tensor)
         torch.autograd.graph.increment_version(built.written)
         return _telemetry(built)
 
-    def _launch(
-        self, built: _Built, pointers: list[int], groups: Sequence[Group], scale: float
-    ) -> None:
-        keys = built.engine.assign_rows()
+    def _rows(
+        self, built: _Built, call: Call, scale: float, name_of: Callable[[int], str] | None
+    ) -> Rows:
+        """The rows of this step: those of the last one where nothing in them has changed."""
+        try:
+            keys = built.engine.assign_rows()
+        except ValueError as error:
+            layer = int(str(error))
+            step = call.steps[layer]
+            raise ValueError(
+                f"the step counter of {name_in(name_of, layer)} is "
+                f"{'gone' if step is None else step.item()}; it must count steps: 0, 1, 2, ..."
+            ) from None
         rows_of = (keys, self._options, scale)
         if built.rows is None or rows_of != built.rows_of:
-            layers = [(groups[built.keys[key][0]], built.keys[key][1], k) for key, k in keys]
+            layers = [
+                (call.groups[index], excluded, k)
+                for (index, excluded), k in ((built.layer_options[key], k) for key, k in keys)
+            ]
             _, fields, _ = self._native.FAMILIES[self.rule.name]
             built.rows = (
                 _table([hyper_row(self.rule, *layer, scale) for layer in layers], fields),
                 _table([trust_row(*layer) for layer in layers], self._native.TRUST_FIELDS),
             )
             built.rows_of = rows_of
-        built.engine.run(
-            pointers,
-            built.rows,
-            torch.get_num_threads(),
-            float(groups[0]["max_grad_norm"]) if built.clips else math.inf,
-            built.skip_nonfinite,
-        )
+        return built.rows
 
-    def _fitting(self, call: Call, scaled: bool, name_of: Callable[[int], str] | None) -> _Built:
+    def _fitting(
+        self, call: Call, found_inf_given: bool, name_of: Callable[[int], str] | None
+    ) -> _Built:
         """The plan of before where it still fits, else a new one."""
         structure = [
             (
-                tuple(group["params"]),
+                group["params"],
                 group.get("exclude"),
                 is_measured(group, excluded=False),
                 self.rule.used(group),
@@ -244,19 +251,21 @@ class Plan:
             for group in call.groups
         ]
         try:
-            signature = (structure, scaled, *_fingerprint(call))
+            signature = (structure, found_inf_given, *_fingerprint(call))
         except (AttributeError, RuntimeError):
             signature = None  # a sparse tensor has no strides, say: the build's checks will name it
         if self._built is None or signature is None or signature != self._signature:
             self._signature = None  # a build that raises leaves no plan that seems to fit
-            self._built = self._build(call, scaled, name_of)
+            self._built = self._build(call, found_inf_given, name_of)
             self._signature = signature
         return self._built
 
-    def _build(self, call: Call, scaled: bool, name_of: Callable[[int], str] | None) -> _Built:
+    def _build(
+        self, call: Call, found_inf_given: bool, name_of: Callable[[int], str] | None
+    ) -> _Built:
         layers = check_layers(self.rule, call, name_of)
         params, grads, states, steps, groups = call
-        keys = list(dict.fromkeys(layers))
+        layer_options = list(dict.fromkeys(layers))
         copies: list[tuple[Tensor, Tensor]] = []
         gradient_copies: list[tuple[int, Tensor]] = []
         written: list[Tensor] = []
@@ -275,7 +284,7 @@ class Plan:
             like = dense_like(param)
             if layout(grad) != layout(like):
                 gradient_copies.append((i, torch.empty_like(like, device=param.device)))
-            table[i, :4] = visible(param, like), 0, param.numel(), keys.index(layers[i])
+            table[i, :4] = visible(param, like), 0, param.numel(), layer_options.index(layers[i])
             if step is not None:
                 table[i, 1] = visible(step, step)
             for k, key in enumerate(self.rule.states):
@@ -288,11 +297,14 @@ class Plan:
         items = build_items(
             [param.numel() for param in params],
             [is_measured(groups[index], excluded) for index, excluded in layers],
-            scan=clips or (skips and not scaled),
+            scan=clips or (skips and not found_inf_given),
             chunk=self._chunk,
         )
         if self._order is not None:
-            items = self._order(items)
+            built = items
+            items = self._order(built)
+            if sorted(map(tuple, items)) != sorted(map(tuple, built)):
+                raise ValueError("an order may neither add nor drop items")
         check_order(items)
         family, _, _ = self._native.FAMILIES[self.rule.name]
         engine = self._native.Engine(family, self._target, table, items)
@@ -303,9 +315,9 @@ class Plan:
             written=written,
             copies=copies,
             gradient_copies=gradient_copies,
-            keys=keys,
+            layer_options=layer_options,
             clips=clips,
-            skip_nonfinite=scaled or skips,
+            skip_nonfinite=found_inf_given or skips,
         )
 
 
@@ -362,24 +374,22 @@ def _fingerprint(call: Call) -> tuple[Any, ...]:
     """What must be as it was for a plan to fit; gradients may stand elsewhere.
 
     Addresses, not objects: a wrapper may be made anew for each step. The plan keeps what it writes
-    alive, so that an address is not another tensor's; a view of the same memory shows in its shape
-    or stride.
+    alive, so that an address is not another tensor's.
     """
-    params, grads = call.params, call.grads
-    states = [*chain.from_iterable(call.states.values())]
-    written = [*params, *states, *call.steps]
-    laid_out = [*params, *(state for state in states if state is not None), *grads]
+    columns = [call.params, call.steps, *call.states.values()]
+    written = [tensor for column in columns for tensor in column if tensor is not None]
+    tensors = [*written, *call.grads]
     return (
-        [tensor is None for tensor in written],
-        [tensor.data_ptr() for tensor in written if tensor is not None],
-        [tensor.shape for tensor in laid_out],
-        [tensor.stride() for tensor in laid_out],
-        [param.dtype for param in params],
-        [grad.dtype for grad in grads],
-        [type(grad) for grad in grads],
+        [*call.states],
+        [[tensor is None for tensor in column] for column in columns],
+        [tensor.data_ptr() for tensor in written],
+        [type(tensor) for tensor in tensors],
+        [tensor.dtype for tensor in tensors],
+        [tensor.shape for tensor in tensors],
+        [tensor.stride() for tensor in tensors],
+        [tensor.is_neg() for tensor in tensors],
         # A gradient's address is not compared: one on another device would look the same.
-        [grad.device for grad in grads],
-        [grad.is_neg() for grad in grads],
+        [grad.device for grad in call.grads],
     )
 
 
@@ -388,17 +398,9 @@ def _table(rows: Sequence[Mapping[str, float]], fields: Sequence[str]) -> NDArra
 
 
 def _telemetry(built: _Built, *, scanned: bool = True) -> Telemetry:
-    weight_norm, measured_norm, raw_ratio, ratio, clamp, skipped = built.reports.T
+    report = dict(zip(native.module().REPORT_FIELDS, built.reports.T.copy(), strict=True))
+    skipped = report.pop("skipped") != 0
     total_norm, clip = math.nan, 1.0
     if scanned and built.clips:
         total_norm, clip, _ = built.engine.verdict
-    return Telemetry(
-        weight_norm=weight_norm,
-        measured_norm=measured_norm,
-        raw_ratio=raw_ratio,
-        ratio=ratio,
-        clamp=clamp,
-        skipped=skipped != 0,
-        total_norm=total_norm,
-        clip=clip,
-    )
+    return Telemetry(**report, skipped=skipped, total_norm=total_norm, clip=clip)

@@ -79,17 +79,20 @@ class Rule:
     row: Callable[[Group, int], dict[str, float]]
 
     @cached_property
-    def _others(self) -> Callable[[Group], tuple[Any, ...]]:
-        return itemgetter(*COMMON_OPTIONS, *self.options)
+    def keys(self) -> tuple[str, ...]:
+        """Every option of a group."""
+        return ("lr", *COMMON_OPTIONS, *self.options)
 
-    def values(self, group: Group) -> tuple[Any, ...]:
+    @cached_property
+    def values(self) -> Callable[[Group], tuple[Any, ...]]:
         """Every option of a complete group in one order: equal values make equal rows."""
-        lr = group["lr"]
-        # A tensor by its value: schedulers fill it in place.
-        return (lr.item() if hasattr(lr, "item") else lr, *self._others(group))
+        return itemgetter(*self.keys)
 
     def complete(self, group: Group) -> dict[str, Any]:
-        """The group with the options that it leaves out at their defaults.
+        """The group with the options that it leaves out at their defaults, as plain values.
+
+        One-element tensors, which schedulers fill in place, become numbers, and lists tuples: what
+        was compared with the last step must not change under it.
 
         Raises
         ------
@@ -98,7 +101,14 @@ class Rule:
         """
         if "lr" not in group:
             raise ValueError("a group must state its learning rate: 'lr' is missing")
-        return {**COMMON_OPTIONS, **self.options, **group}
+        complete = {**COMMON_OPTIONS, **self.options, **group}
+        for key in (*self.keys, "params", "exclude"):
+            value: Any = complete.get(key)
+            if isinstance(value, list):
+                complete[key] = tuple(value)
+            elif hasattr(value, "item"):
+                complete[key] = value.item()
+        return complete
 
 
 def number(
@@ -147,6 +157,9 @@ def check_group(rule: Rule, group: Group) -> None:
     """
     finite(group, "lr", what="learning rate")
     finite(group, "weight_decay")
+    for key, default in (COMMON_OPTIONS | rule.options).items():
+        if isinstance(default, bool) and not isinstance(group[key], bool):
+            raise ValueError(f"Invalid {key} value: {group[key]!r}; {key} must be True or False")
     for key, words in CHOICES.items():
         if key in group and group[key] not in words:
             raise ValueError(f"Invalid {key} value: {group[key]!r}; take one of {', '.join(words)}")
@@ -195,8 +208,9 @@ def _check_trust(rule: Rule, group: Group) -> None:
 
 
 def _check_weight_norm_bounds(bounds: Any) -> None:
-    pair = tuple(bounds) if isinstance(bounds, (tuple, list)) else ()
-    if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
+    pair = bounds if isinstance(bounds, tuple) else ()
+    numbers = len(pair) == 2 and all(isinstance(bound, (int, float)) for bound in pair)
+    if not numbers or not 0 <= pair[0] <= pair[1]:
         raise ValueError(
             f"Invalid trust_weight_norm_bounds value: {bounds!r}; take None or (low, high) "
             "with 0 <= low <= high"

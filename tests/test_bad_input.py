@@ -245,7 +245,7 @@ def test_a_group_without_a_rate(backend: str) -> None:
         (lambda base: [base[2:9], base[4:5]], r"params\[0\] and params\[1\] overlap"),
         (
             lambda base: [base[:6].view(3, 2)[:, 0], base[2:3]],
-            r"params\[0\] and params\[1\] overlap in memory: the step would be taken twice there",
+            r"params\[0\] and params\[1\] overlap in memory: what is written to the one changes",
         ),
         (
             lambda base: [base[:1].expand(5)],
@@ -619,3 +619,63 @@ def test_parameters_that_overlap_between_groups() -> None:
     first.grad, second.grad = torch.ones(4), torch.ones(3)
     with unchanged([base]), pytest.raises(ValueError, match=r"^0\.0 and 1\.0 overlap in memory"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("flag", ["capturable", "differentiable"])
+def test_flags_are_refused_wherever_they_come_from(flag: str) -> None:
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = SGD([param], lr=0.1)
+    param.grad = torch.ones(3)
+    state = optimizer.state_dict()
+    state["param_groups"][0][flag] = True
+    with optimizer_unchanged(optimizer), pytest.raises(RuntimeError, match=f"`{flag}`"):
+        optimizer.load_state_dict(state)
+    optimizer.param_groups[0][flag] = True
+    with unchanged([param]), pytest.raises(RuntimeError, match=f"`{flag}`"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("exclude", ["1d", None, (True,), (True, False, True)])
+def test_exclude_changed_in_place(exclude: Any) -> None:
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = SGD(params, lr=0.1)
+    for param in params:
+        param.grad = torch.ones(3)
+    optimizer.param_groups[0]["exclude"] = exclude
+    match = "param group 0: exclude must hold a bool for each of its 2 params"
+    with unchanged(params), pytest.raises(ValueError, match=match):
+        optimizer.step()
+
+
+def test_trust_is_a_trust_ratio_or_none() -> None:
+    params = [torch.nn.Parameter(torch.ones(3))]
+    with pytest.raises(TypeError, match="trust must be a TrustRatio or None, not True"):
+        SGD(params, trust=True)  # type: ignore[arg-type]
+    optimizer = SGD(params)
+    params[0].grad = torch.ones(3)
+    optimizer.param_groups[0]["trust"] = TrustRatio()
+    with unchanged(params), pytest.raises(ValueError, match="Invalid trust value: TrustRatio"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"nesterov": "no", "momentum": 0.9}, "Invalid nesterov value: 'no'; .* True or False"),
+        ({"maximize": "false"}, "Invalid maximize value"),
+        ({"trust": TrustRatio(weight_norm_bounds=("a", "b"))}, "trust_weight_norm_bounds"),  # type: ignore[arg-type]
+        ({"exclude": "predicate"}, "Invalid exclude value: 'predicate'"),
+    ],
+)
+def test_words_where_a_flag_or_a_number_belongs(options: Options, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        SGD([torch.nn.Parameter(torch.ones(3))], **options)
+
+
+def test_a_sparse_parameter_is_named() -> None:
+    param = torch.nn.Parameter(torch.ones(3).to_sparse())
+    optimizer = RMSprop([("embedding", param)])
+    param.grad = torch.ones(3).to_sparse()
+    with pytest.raises(RuntimeError, match=r"^embedding is sparse"):
+        optimizer.step()
+    assert not optimizer.state

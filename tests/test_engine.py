@@ -8,6 +8,7 @@ import math
 import mmap
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,10 +38,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from date_kernels import info, native
+from date_kernels import RULES, info, native
 from date_kernels.plan import CHUNK, LEAF, Kind, Plan, build_items, check_order
+from date_optim import RMSprop, TrustRatio
 
 Items = NDArray[np.int64]
+
+CSRC = Path(__file__).parents[1] / "csrc"
 
 TARGETS = [name for name, supported in native.module().targets() if supported]
 CHUNKS = [LEAF << i for i in range(int(math.log2(max(SIZES) / LEAF)) + 2)]
@@ -157,6 +161,29 @@ def test_orders_that_could_wait_for_ever_are_refused(
     reason = "SCAN must stand before" if late else "must stand together"
     with pytest.raises(ValueError, match=reason):
         check_order(mixed)
+
+
+@pytest.mark.parametrize("change", [lambda i: i[1:], lambda i: np.concatenate([i, i[:1]])])
+def test_an_order_may_neither_drop_nor_add(change: Any) -> None:
+    problem = Problem("sgd")
+    tensors = Tensors.of(problem)
+    gradients = [engine_problem.plain(array) for array in problem.gradients(0)]
+    plan = Plan(problem.rule, order=change)
+    with pytest.raises(ValueError, match="neither add nor drop"):
+        plan.step(tensors.params, gradients, tensors.states, tensors.steps, problem.groups(0))
+
+
+def test_both_languages_say_the_same() -> None:
+    """What csrc/plan.h and csrc/rules state, and Python again."""
+    module = native.module()
+    assert module.LEAF == LEAF
+    assert {name: of[2] for name, of in module.FAMILIES.items()} == {
+        name: rule.states for name, rule in RULES.items()
+    }
+    enumerators = re.search(r"enum class Kind[^{]*{([^}]*)}", (CSRC / "plan.h").read_text())
+    assert enumerators is not None
+    names = re.findall(r"^\s*(\w+),", enumerators[1], re.MULTILINE)
+    assert [kind.name.lower() for kind in Kind] == names
 
 
 def test_a_refused_order_changes_nothing() -> None:
@@ -287,6 +314,43 @@ def test_a_forked_child_takes_steps() -> None:
     assert lines == 4 * [digest(expected(Problem("rmsprop-both-inside", "clip")))]
 
 
+FORK_OF_AN_OPTIMIZER = """
+import os, signal, torch
+from date_optim import RMSprop, TrustRatio
+
+torch.set_num_threads(2)
+
+
+def make():
+    values = torch.arange(2e5) / 1e5
+    layers = [values.clone(), values.view(8, 50, 25, 20).to(memory_format=torch.channels_last)]
+    layers.append(torch.stack([values, values], dim=1)[:, 0])  # with gaps
+    params = [torch.nn.Parameter(layer) for layer in layers]
+    for param in params:
+        param.grad = (param.detach() - 1).contiguous()
+    params[0].grad = torch.stack([params[0].grad, values], dim=1)[:, 0]
+    return RMSprop(params, trust=TrustRatio(upper=1.0))  # its states come with the first step
+
+
+def take_step(optimizer):
+    optimizer.step()
+    return [p.detach().numpy().tobytes() for p in optimizer.param_groups[0]["params"]]
+
+
+first, second = make(), make()
+expected = take_step(first)
+if os.fork() == 0:
+    signal.alarm(60)
+    os._exit(take_step(second) != expected)
+assert os.wait()[1] == 0, "the child hung or failed"
+"""
+
+
+def test_a_forked_child_makes_states_and_copies() -> None:
+    """Of layouts that kernels see a copy of, above the size from which torch works in parallel."""
+    python("-W", "ignore::DeprecationWarning", "-c", FORK_OF_AN_OPTIMIZER)
+
+
 # The caller's floating-point mode
 
 
@@ -358,6 +422,118 @@ def test_only_the_first_step_builds_and_allocates_tensors(shared: str) -> None:
     for step in range(1, 4):
         assert _allocated(plan, problem, tensors, step) == 0
     assert plan.builds == 1
+
+
+def test_an_optimizer_builds_its_plan_once() -> None:
+    params = [torch.nn.Parameter(torch.ones(size)) for size in (5, 70_000)]
+    optimizer = RMSprop(params, momentum=0.9, trust=TrustRatio(upper=1.0), on_nonfinite="skip")
+    states = []
+    for step in range(4):
+        for param in params:
+            param.grad = torch.full_like(param, 0.5 + step)
+        optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+        optimizer.step()
+        states.append([id(t) for of in optimizer.state.values() for t in of.values()])
+    assert optimizer._stepper_of().builds == 1  # type: ignore[attr-defined]
+    assert states == [states[0]] * 4
+
+
+@pytest.mark.parametrize(
+    ("of", "change"),
+    [
+        (lambda call: call["states"]["square_avg"], lambda tensor: tensor.view(torch.int32)),
+        (lambda call: call["steps"], lambda tensor: tensor.view(torch.int32)),
+        (lambda call: call["params"], torch._neg_view),
+    ],
+    ids=["state", "step", "negated"],
+)
+def test_a_plan_in_use_sees_what_kernels_cannot_serve(of: Any, change: Any) -> None:
+    """At the address that it knows."""
+    call: dict[str, Any] = {
+        "params": [torch.ones(5)],
+        "grads": [torch.ones(5)],
+        "states": {"square_avg": [torch.ones(5)]},
+        "steps": [torch.tensor(1.0)],
+        "groups": [{"params": [0], "lr": 0.1}],
+    }
+    plan = Plan("rmsprop")
+    plan.step(**call)
+    of(call)[0] = change(of(call)[0])
+    with pytest.raises((TypeError, RuntimeError), match=r"params\[0\]"):
+        plan.step(**call)
+
+
+def test_a_plan_in_use_follows_states_that_change_places() -> None:
+    first, second = torch.full((5,), 4.0), torch.zeros(5)
+    group = {"params": [0], "lr": 0.1, "centered": True, "alpha": 0.5}
+    plan = Plan("rmsprop")
+    orders: tuple[Any, Any] = (
+        {"square_avg": [first], "grad_avg": [second]},
+        {"grad_avg": [first], "square_avg": [second]},
+    )
+    for states in orders:
+        plan.step([torch.ones(5)], [torch.zeros(5)], states, [torch.tensor(1.0)], [group])
+    assert plan.builds == 2
+    assert first.tolist() == [1.0] * 5  # halved once as v, once as the mean
+
+
+@pytest.mark.parametrize("count", [math.nan, -1.0, math.inf])
+def test_a_counter_that_counts_nothing(count: float) -> None:
+    weight = torch.ones(3)
+    states: dict[str, list[Tensor | None]] = {"square_avg": [torch.zeros(3)]}
+    plan = Plan("rmsprop")
+    with pytest.raises(ValueError, match=rf"step counter of params\[0\] is {count}"):
+        plan.step(
+            [weight], [torch.ones(3)], states, [torch.tensor(count)], [{"params": [0], "lr": 1.0}]
+        )
+    assert weight.tolist() == [1.0] * 3
+
+
+def test_options_that_change_in_place_count_at_once() -> None:
+    """A tensor as schedulers fill it, and a list."""
+    upper, bounds, exclude = torch.tensor(10.0), [0.0, 10.0], [False]
+    group = {"params": [0], "lr": 0.1, "trust": True, "weight_decay": 0.5}
+    group |= {"trust_upper": upper, "trust_weight_norm_bounds": bounds, "exclude": exclude}
+    plan = Plan("sgd")
+
+    def ratio() -> float:
+        telemetry = plan.step([torch.ones(4)], [torch.ones(4)], {}, [None], [group])
+        return float(telemetry.ratio[0])
+
+    assert ratio() == 1.0
+    bounds[1] = 1.0
+    assert ratio() == 0.5
+    upper.fill_(0.25)
+    assert ratio() == 0.25
+    group["trust_lower"] = 0.0
+    exclude[0] = True
+    assert ratio() == 1.0
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_a_gradient_without_memory(in_use: bool) -> None:
+    weight, plan, group = torch.ones(3), Plan("sgd"), {"params": [0], "lr": 0.1}
+    if in_use:
+        plan.step([weight], [torch.zeros(3)], {}, [None], [group])
+    with pytest.raises(RuntimeError, match=r"gradient of params\[0\] has no memory"):
+        plan.step([weight], [torch._efficientzerotensor(3)], {}, [None], [group])
+    assert weight.tolist() == [1.0] * 3
+
+
+def test_gradients_may_share_memory_but_not_with_weights() -> None:
+    memory = torch.ones(8)
+    group = {"params": [0, 1], "lr": 0.1}
+    weights = [torch.ones(4), torch.ones(4)]
+    Plan("sgd").step(weights, [memory[:4], memory[2:6]], {}, [None] * 2, [group])
+    weights[0] = memory[:4]
+    with pytest.raises(ValueError, match=r"params\[0\] and the gradient of params\[1\] overlap"):
+        Plan("sgd").step(weights, [torch.ones(4), memory[3:7]], {}, [None] * 2, [group])
+
+
+def test_telemetry_is_the_callers_own() -> None:
+    plan, weight, group = Plan("sgd"), torch.ones(4), {"params": [0], "lr": 0.5, "trust": True}
+    kept = [plan.step([weight], [weight.clone()], {}, [None], [group]) for _ in range(3)]
+    assert [float(telemetry.weight_norm[0]) for telemetry in kept] == [2.0, 1.0, 0.5]
 
 
 # More elements than 32 bits can count

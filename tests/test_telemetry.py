@@ -170,3 +170,13 @@ def test_a_step_with_found_inf_tells_nothing_of_the_one_before() -> None:
     for key in ("weight_norm", "measured_norm", "raw_ratio"):
         np.testing.assert_array_equal(getattr(telemetry, key), [NAN])
     np.testing.assert_array_equal(telemetry.ratio, [1.0])
+
+
+def test_names_that_two_layers_share_give_way_to_their_places() -> None:
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(3)]
+    groups = [{"params": [("w", params[0]), ("v", params[1])]}, {"params": [("w", params[2])]}]
+    optimizer = SGD(groups, lr=0.1)
+    for param in params:
+        param.grad = torch.ones(2)
+    optimizer.step()
+    assert list(optimizer.read_telemetry()) == ["0.0", "v", "1.0"]

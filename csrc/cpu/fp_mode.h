@@ -12,7 +12,7 @@ using FpMode = std::uint64_t;
 
 inline FpMode fp_mode() {
 #if defined(__x86_64__)
-  return _mm_getcsr() & ~0x3fu;  // without the sticky exception flags
+  return _mm_getcsr();
 #elif defined(__aarch64__)
   FpMode mode;
   asm volatile("mrs %0, fpcr" : "=r"(mode));
@@ -30,6 +30,7 @@ inline void set_fp_mode([[maybe_unused]] FpMode mode) {
 #endif
 }
 
+/// Sets a mode and restores the one before, with the exception flags that were raised before.
 class ScopedFpMode {
  public:
   explicit ScopedFpMode(FpMode mode) : before_(fp_mode()) { set_fp_mode(mode); }

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "fp_mode.h"
@@ -43,14 +45,15 @@ std::span<const Target> targets() {
 }
 
 std::span<const Family> families() {
-#define DK_FAMILY(name, Rule) {name, host::Rule<float>::kFields, host::Rule<float>::kStates},
+#define DK_FAMILY(name, Rule) {name, host::Rule<float>::kFields, host::Rule<float>::kStateKeys},
   static const Family kFamilies[] = {DK_FOR_EACH_RULE(DK_FAMILY)};
   return kFamilies;
 }
 
 #define DK_CHECK_FIELDS(name, Rule)                                                                        \
   static_assert(sizeof(host::Rule<float>::Row) == sizeof(double) * std::size(host::Rule<float>::kFields)); \
-  static_assert(host::Rule<float>::kStates <= kMaxStates);
+  static_assert(std::size(host::Rule<float>::kStateKeys) == host::Rule<float>::kStates &&                  \
+                host::Rule<float>::kStates <= kMaxStates);
 DK_FOR_EACH_RULE(DK_CHECK_FIELDS)
 
 const char* openmp_library() {
@@ -62,6 +65,9 @@ namespace {
 
 /// Elements per worker below which another worker costs more than it brings; torch's own grain.
 constexpr std::int64_t kGrain = 32768;
+
+/// A float counts no further.
+constexpr float kMostSteps = 1 << 24;
 
 bool forked = false;
 
@@ -101,7 +107,10 @@ Engine::Engine(int family, const Target& target, std::vector<Layer> layers_of_pl
 std::span<const RowKey> Engine::assign_rows() {
   row_keys_.clear();
   for (Layer& layer : layers) {
-    const RowKey key{layer.options, layer.step != nullptr ? static_cast<std::int64_t>(*layer.step) + 1 : 1};
+    const float taken = layer.step != nullptr ? *layer.step : 0;
+    if (!(taken >= 0 && taken <= kMostSteps))
+      throw std::invalid_argument(std::to_string(&layer - layers.data()));
+    const RowKey key{layer.options, static_cast<std::int64_t>(taken) + 1};
     // Neighbours mostly share a row: look from the newest back.
     const auto found = std::find(row_keys_.rbegin(), row_keys_.rend(), key);
     layer.row = static_cast<std::int32_t>(row_keys_.rend() - found) - 1;

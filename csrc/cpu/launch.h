@@ -14,7 +14,7 @@ std::span<const Target> targets();
 struct Family {
   const char* name;
   std::span<const char* const> fields;  // of its row
-  int states;
+  std::span<const char* const> states;  // torch's keys
 };
 std::span<const Family> families();
 
@@ -36,6 +36,7 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   /// Gives each layer its row from its options and its step counter; returns the distinct rows in order.
+  /// Throws std::invalid_argument with the layer's index where the counter holds no count of steps.
   std::span<const RowKey> assign_rows();
 
   /// One step. `rows` and `trust` stand in the order of assign_rows().

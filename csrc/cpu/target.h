@@ -4,8 +4,6 @@
 
 namespace dk {
 
-constexpr int kRules = 2;
-
 /// Runs one worker of `workers` through the plan.
 using Worker = void (*)(const Plan&, int workers);
 

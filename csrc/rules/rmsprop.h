@@ -14,7 +14,8 @@ struct Rmsprop : Common<T> {
   using Row = RmspropRow;
   static constexpr const char* kFields[] = {DK_COMMON_FIELDS, "alpha",    "one_minus_alpha", "eps_inside",
                                             "eps_outside",    "momentum", "centered"};
-  static constexpr int kStates = 3;  // square_avg, grad_avg, momentum_buffer
+  static constexpr const char* kStateKeys[] = {"square_avg", "grad_avg", "momentum_buffer"};
+  static constexpr int kStates = 3;
   static constexpr int kCentered = 1, kMomentum = 2;
   static constexpr int kVariants = 4;
   static constexpr bool kUses[kVariants][kStates] = {

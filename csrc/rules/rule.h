@@ -1,7 +1,7 @@
 // The contract of a rule (see rules/sgd.h for the smallest one):
 //
 //   Row                     its hyper-parameters as doubles, CommonRow first; kFields names them in order
-//   kStates                 state arrays at most
+//   kStateKeys, kStates     torch's keys of its states, in order, and how many there are
 //   kVariants, kUses        loops it has, and which states each reads and writes; `variant` says which one
 //   the row asks for direction<V>(w, g, s, in)  advances the states in s and returns the direction u; `in`
 //   scales what enters a momentum buffer

@@ -13,7 +13,8 @@ template <class T>
 struct Sgd : Common<T> {
   using Row = SgdRow;
   static constexpr const char* kFields[] = {DK_COMMON_FIELDS, "momentum", "one_minus_dampening", "nesterov"};
-  static constexpr int kStates = 1;  // momentum_buffer
+  static constexpr const char* kStateKeys[] = {"momentum_buffer"};
+  static constexpr int kStates = 1;
   static constexpr int kPlain = 0, kMomentum = 1, kNesterov = 2;
   static constexpr int kVariants = 3;
   static constexpr bool kUses[kVariants][kStates] = {{false}, {true}, {true}};

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, TypeAlias, overload
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from date_kernels import RULES, Stepper, Telemetry, make_stepper
+from date_kernels import RULES, Stepper, Telemetry, make_stepper, new_state
 from date_kernels.rules import check_group, needs_step
 
 from .trust_ratio import TrustRatio, group_options
@@ -71,8 +73,11 @@ class LayerwiseOptimizer(Optimizer):
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         exclude = defaults["exclude"]
+        _check_exclude(exclude)
+        if isinstance(defaults["trust"], bool):
+            raise TypeError(f"trust must be a TrustRatio or None, not {defaults['trust']}")
         defaults = _expand_trust(defaults)
-        defaults["exclude"] = exclude if exclude is None or isinstance(exclude, str) else _PREDICATE
+        defaults["exclude"] = _PREDICATE if callable(exclude) else exclude
         self._check(defaults)
         self._exclude: Exclude = exclude  # for the groups given now; gone afterwards
         super().__init__(params, defaults)
@@ -84,12 +89,15 @@ class LayerwiseOptimizer(Optimizer):
             raise ValueError(f"Tensor lr must be 1-element, not of shape {tuple(lr.shape)}")
         if group["fused"] and group["foreach"]:
             raise ConflictError("`fused` and `foreach` cannot be `True` together.")
+        self._check_flags(group)
+        check_group(RULES[self.rule], RULES[self.rule].complete(group))
+
+    def _check_flags(self, group: dict[str, Any]) -> None:
         for flag in ("capturable", "differentiable"):
             if group[flag]:
                 raise RuntimeError(
                     f"{type(self).__name__} does not support `{flag}` yet; leave it at False"
                 )
-        check_group(RULES[self.rule], RULES[self.rule].complete(group))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as torch.optim; it may have its own ``trust`` and ``exclude``.
@@ -122,7 +130,7 @@ class LayerwiseOptimizer(Optimizer):
             raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Complete what an older or a plain torch optimizer has saved."""
+        """Complete the options and counters of a state that lacks them, but for ``exclude``."""
         super().__setstate__(state)
         for group in self.param_groups:
             for key, value in self.defaults.items():
@@ -149,6 +157,8 @@ class LayerwiseOptimizer(Optimizer):
                 {**{k: v for k, v in own.items() if k != "params"}, **saved}
                 for own, saved in zip(self.param_groups, groups, strict=True)
             ]
+            for group in groups:
+                self._check(group)
         super().load_state_dict({**state_dict, "param_groups": groups})
 
     @overload
@@ -187,7 +197,7 @@ class LayerwiseOptimizer(Optimizer):
                     gathered.states,
                     gathered.steps,
                     gathered.groups,
-                    name_of=lambda i: self._name(gathered.params[i]),
+                    name_of=gathered.name_of,
                 ),
             )
             gathered.keep_new_states(self._telemetry[1])
@@ -201,14 +211,19 @@ class LayerwiseOptimizer(Optimizer):
             stepper = self._stepper = make_stepper(self.rule)
         return stepper
 
-    def _name(self, param: Tensor) -> str:
-        """The parameter's name where the optimizer was given names, else ``<group>.<index>``."""
-        for number, group in enumerate(self.param_groups):
-            for index, member in enumerate(group["params"]):
-                if member is param:
-                    names = group.get("param_names")
-                    return names[index] if names else f"{number}.{index}"
-        raise KeyError("no such parameter in this optimizer")
+    def _names(self) -> dict[int, str]:
+        """By a parameter's id: its own name where no other has it, else ``<group>.<index>``."""
+        members = [
+            (param, names[index] if names else None, f"{number}.{index}")
+            for number, group in enumerate(self.param_groups)
+            for names in [group.get("param_names")]
+            for index, param in enumerate(group["params"])
+        ]
+        uses = Counter(own for _, own, _ in members)
+        return {
+            id(param): place if own is None or uses[own] > 1 else own
+            for param, own, place in members
+        }
 
     def read_telemetry(self) -> dict[str, LayerTelemetry]:
         """What the last step found out about each layer that took part in it.
@@ -222,8 +237,9 @@ class LayerwiseOptimizer(Optimizer):
         if "_telemetry" not in self.__dict__:
             return {}
         params, telemetry = self._telemetry
+        names = self._names()
         return {
-            self._name(param): LayerTelemetry(
+            names[id(param)]: LayerTelemetry(
                 weight_norm=float(telemetry.weight_norm[i]),
                 measured_norm=float(telemetry.measured_norm[i]),
                 raw_ratio=float(telemetry.raw_ratio[i]),
@@ -232,6 +248,7 @@ class LayerwiseOptimizer(Optimizer):
                 skipped=bool(telemetry.skipped[i]),
             )
             for i, param in enumerate(params)
+            if id(param) in names
         }
 
 
@@ -247,8 +264,24 @@ class _Gathered:
         self.steps: list[Tensor | None] = []
         self.groups: list[dict[str, Any]] = []
         self.new: list[tuple[int, str, Tensor]] = []  # states that exist once the step has happened
-        for group in optimizer.param_groups:
+        for number, group in enumerate(optimizer.param_groups):
+            optimizer._check_flags(group)
+            exclude = group["exclude"]
+            if not isinstance(exclude, (tuple, list)) or len(exclude) != len(group["params"]):
+                raise ValueError(
+                    f"param group {number}: exclude must hold a bool for each of its "
+                    f"{len(group['params'])} params, not {exclude!r}; None, '1d' and predicates "
+                    "are for constructors and add_param_group"
+                )
             self._add(group, rule.used(group), needs_step(rule, group))
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        return self.optimizer._names()
+
+    def name_of(self, layer: int) -> str:
+        """What errors call a layer."""
+        return self._names[id(self.params[layer])]
 
     def _add(self, group: dict[str, Any], used: tuple[str, ...], counted: bool) -> None:
         saved_of = self.optimizer.state.get
@@ -276,10 +309,8 @@ class _Gathered:
         self.groups.append({**group, "params": members, "exclude": tuple(exclude)})
 
     def _new_state(self, key: str, param: Tensor, group: dict[str, Any]) -> Tensor:
-        initial = group.get(f"initial_{key}", 0.0)
-        tensor = torch.full_like(
-            param, initial, memory_format=torch.preserve_format, requires_grad=False
-        )
+        value = group.get(f"initial_{key}", 0.0)
+        tensor = new_state(param, value, self._names[id(param)])
         self.new.append((len(self.params), key, tensor))
         return tensor
 

@@ -37,8 +37,8 @@ class SGD(LayerwiseOptimizer):
     """SGD, momentum and Nesterov with the bounded trust ratio.
 
     torch.optim.SGD's arguments, defaults and state keys (its documentation gives the formulas),
-    with ``w -= lr * r * u`` for the layer's trust ratio r; 12 bytes per parameter and step without
-    momentum, 20 with it.
+    with ``w -= lr * r * u`` for the layer's trust ratio r. A step moves at least 12 bytes per
+    parameter, 20 with momentum; 8 more with trust where a layer does not stay in the cache.
 
     Parameters
     ----------
@@ -126,10 +126,11 @@ class SGD(LayerwiseOptimizer):
 class RMSprop(LayerwiseOptimizer):
     """RMSprop with the bounded trust ratio.
 
-    torch.optim.RMSprop's arguments, defaults and state keys, with ``w -= lr * r * u``; 20 bytes per
-    parameter and step, 8 more each with momentum and centered. TensorFlow 1's rule, which the
-    papers ran, is ``alpha=0.9, eps=1e-10, eps_inside_sqrt=True, initial_square_avg=1``. The
-    centered variance is never below 0 (torch may take the root of a negative rounding error).
+    torch.optim.RMSprop's arguments, defaults and state keys, with ``w -= lr * r * u``. A step moves
+    at least 20 bytes per parameter, 8 more each with momentum and centered; 8 more with trust where
+    a layer does not stay in the cache. TensorFlow 1's rule, which the papers ran, is ``alpha=0.9,
+    eps=1e-10, eps_inside_sqrt=True, initial_square_avg=1``. The centered variance is never below 0
+    (torch may take the root of a negative rounding error).
 
     Parameters
     ----------
@@ -312,8 +313,8 @@ def DATE(  # noqa: N802 - the paper's name
 
     Raises
     ------
-    ValueError
-        For an unknown rule, and as the class.
+    ValueError, TypeError, RuntimeError
+        For an unknown rule or ``trust=``, and as the class.
     """
     if rule not in _SOLVERS:
         raise ValueError(f"rule {rule!r} is unknown; there are {', '.join(_SOLVERS)}")

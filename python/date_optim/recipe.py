@@ -191,7 +191,7 @@ class Recipe:
         --------
         date_optim.scheduler.RecipeScheduler
         """
-        # A recipe is numbers alone: it must import where torch is not installed.
+        # A recipe is numbers alone (tests/test_layering.py); only a scheduler of it needs torch.
         from .scheduler import RecipeScheduler  # noqa: PLC0415
 
         return RecipeScheduler(optimizer, self, last_epoch)

@@ -26,7 +26,8 @@ class TrustRatio:
     lower, upper : float
         Constant bounds of the ratio, ``0 <= lower <= upper``.
     of : {"gradient", "update"}
-        What the denominator is the norm of: LARS and DATE take the gradient, LAMB the update.
+        What the denominator is the norm of: LARS and DATE take the gradient, LAMB the update,
+        which no optimizer of this version accepts yet.
     weight_decay : {"ignored", "added", "combined"}
         How weight decay enters the denominator, for ``of="gradient"``: ``||g||`` (DATE), ``||g|| +
         decay*||w||`` (LARS), or ``||g + decay*w||`` (optax).
