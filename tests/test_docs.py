@@ -1,9 +1,16 @@
-"""The examples in docstrings run."""
+"""Examples in docstrings and in the README run; the README's table is the committed run's."""
 
 import doctest
 import importlib
+import json
+import re
+from pathlib import Path
 
 import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -19,3 +26,44 @@ def test_examples_run(name: str) -> None:
     results = doctest.testmod(importlib.import_module(name))
     assert results.attempted > 0
     assert results.failed == 0
+
+
+def test_the_readmes_example_runs() -> None:
+    example = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert example is not None
+    model = torch.nn.Sequential()
+    layer = torch.nn.Linear(3, 2)
+    model.add_module("conv1", layer)
+    before = layer.weight.clone()
+    batches = 2 * [(torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))]
+    names = {"model": model, "batches": batches, "loss": torch.nn.functional.cross_entropy}
+    exec(example[1], names)
+    assert not torch.equal(layer.weight, before)
+
+
+def test_the_readmes_table_is_the_committed_runs() -> None:
+    document = json.loads((ROOT / "docs/demo/demo.json").read_text(encoding="utf-8"))
+    rows = re.findall(r"^\| (\d+) \| .* \| (\d+) \| (\S+)% \| (\S+) - (\S+) \|$", README, re.M)
+    assert rows == [
+        (
+            str(method["batch_size"]),
+            str(method["iterations"]),
+            *(f"{x:.1f}" for x in (accuracy["mean"], *accuracy["range"])),
+        )
+        for method, accuracy in zip(
+            document["methods"].values(), document["test_accuracy"].values(), strict=True
+        )
+    ]
+    pairs, (low, high) = (
+        document["bounded_minus_plain"],
+        document["bounded_minus_plain"]["interval"],
+    )
+    differences = ", ".join(f"{x:+.1f}" for x in pairs["differences"])
+    said = (
+        f"is {pairs['mean']:+.1f} points on average ({differences}) "
+        f"with a 95% interval of [{low:+.1f}, {high:+.1f}]"
+    )
+    assert said in " ".join(README.split())
+    gaps = [f"{gap:.1f}" for gap in document["unbounded_behind_both"]]
+    assert f"falls {', '.join(gaps[:-1])} and {gaps[-1]} points behind" in README
+    assert document["commit"][:7] in README
