@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 
 from date_optim import recipe as recipe_module
 from date_optim.recipe import Recipe
-from date_optim.schedules import Constant, Decay, Polynomial, RollerCoaster
+from date_optim.schedules import (
+    Constant,
+    ConstantWarmup,
+    Cosine,
+    Cyclical,
+    Decay,
+    Exponential,
+    MultiStep,
+    Polynomial,
+    RollerCoaster,
+)
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/schedules.json").read_text())
 DATE_MNIST: dict[str, Any] = {
@@ -26,7 +36,22 @@ DATE_MNIST: dict[str, Any] = {
     "samples": 60_000,
     "iterations": 1755,
 }
-DECAYS: list[Decay] = [RollerCoaster(), Polynomial(2.0), Polynomial(0.5, shifted=False), Constant()]
+FALLING: list[Decay] = [
+    RollerCoaster(),
+    Polynomial(2.0),
+    Polynomial(0.5, shifted=False),
+    Constant(),
+    MultiStep((30, 60, 80)),
+    Exponential(0.9, hold=7),
+    Cosine(),
+]
+DECAYS: list[Decay] = [
+    *FALLING,
+    Cosine(period=2.5),
+    Cyclical(base=0.1, half_period=1.25),
+    Cyclical(base=0.1, half_period=1.25, from_peak=True),
+]
+WARMUPS = ["constant", "linear", "quadratic", "cosine", ConstantWarmup(0.5)]
 
 
 def golden(value: float) -> Any:
@@ -44,7 +69,7 @@ def recipes(draw: st.DrawFn, /, **fixed: Any) -> Recipe:
         "epochs": epochs,
         "samples": draw(st.integers(1, 2_000_000)),
         "scaling": draw(st.sampled_from(["sqrt", "linear"])),
-        "warmup": draw(st.sampled_from(["linear", "quadratic"])),
+        "warmup": draw(st.sampled_from(WARMUPS)),
         "decay": draw(st.sampled_from(DECAYS)),
     }
     return Recipe(**arguments | fixed)
@@ -111,6 +136,56 @@ def test_date_mnist_at_every_batch(row: dict[str, Any]) -> None:
         assert recipe.lr(last_of_warmup + 1) == golden(row["first_decay"])
 
 
+@pytest.mark.parametrize(
+    ("column", "changes"),
+    [
+        (1, {"warmup_epochs": 0, "decay": Cosine()}),
+        (2, {"decay": Cosine()}),
+        (3, {"warmup": "cosine", "decay": Cosine()}),
+        (4, {"decay": Polynomial(0.5)}),
+        (5, {"decay": Polynomial(1.0)}),
+        (6, {"decay": Polynomial(2.0)}),
+        (7, {"warmup_epochs": 0, "decay": Cosine(period=25)}),
+        (8, {"warmup_epochs": 0, "decay": Cyclical(base=0.1, half_period=40)}),
+    ],
+)
+@pytest.mark.parametrize("epoch", [1, 10])
+def test_generic_golden_column(column: int, changes: dict[str, Any], epoch: int) -> None:
+    """Iterations as epochs of one sample, and as tenths of an epoch of ten."""
+    arguments: dict[str, Any] = {"warmup_epochs": 10, "epochs": 100} | changes
+    decay = arguments["decay"]
+    for name in ("warmup_epochs", "epochs"):
+        arguments[name] = Fraction(arguments[name], epoch)
+    if isinstance(decay, Cosine) and decay.period is not None:
+        arguments["decay"] = Cosine(period=decay.period / epoch)
+    if isinstance(decay, Cyclical):
+        arguments["decay"] = Cyclical(decay.base, decay.half_period / epoch)
+    recipe = Recipe(batch_size=1, lr=1.0, samples=epoch, **arguments)
+    assert recipe.iterations == 100
+    for row in GOLDEN["generic"]:
+        if row[0] >= 1:
+            assert recipe.lr(row[0]) == golden(row[column])
+
+
+@pytest.mark.parametrize(
+    ("decay", "column"),
+    [
+        (MultiStep((30, 60, 80)), "multistep"),
+        (Polynomial(2.0, shifted=False), "poly_global"),
+        (Polynomial(2.0), "poly_shift"),
+    ],
+)
+def test_legw_imagenet_curves(decay: Decay, column: str) -> None:
+    """As many samples as make the table's epochs whole iterations, in place of 1,281,167."""
+    samples = 32_768_000_000
+    for row in GOLDEN["legw_imagenet"]:
+        recipe = Recipe(1024, 2**2.5, 10 / 2**5, 90, samples, decay=decay).at(int(row["B"]))
+        i = Fraction(str(row["e"])) * samples / recipe.batch_size
+        assert i.denominator == 1
+        if i >= 1:  # a recipe has no iteration 0
+            assert recipe.lr(int(i)) == golden(row[column])
+
+
 @given(recipes(), batches)
 def test_warmup_iterations_do_not_depend_on_the_batch(recipe: Recipe, B: int) -> None:
     scaled = recipe.at(B, allow_warmup_only=True)
@@ -142,7 +217,90 @@ def test_warmup_rises(recipe: Recipe, B: int, data: st.DataObject) -> None:
     last = min(math.ceil(scaled.warmup_iterations) - 1, scaled.iterations)
     assume(last >= 2)
     i = data.draw(st.integers(1, last - 1))
-    assert scaled.lr(i) < scaled.lr(i + 1)
+    if recipe.baseline.warmup in {"linear", "quadratic"}:
+        assert scaled.lr(i) < scaled.lr(i + 1)
+    assert scaled.lr(i) <= scaled.lr(i + 1)  # a cosine is flat, to its last digit, at its ends
+
+
+@given(st.sampled_from(FALLING).flatmap(lambda decay: recipes(decay=decay)), batches, st.data())
+def test_decay_falls(recipe: Recipe, B: int, data: st.DataObject) -> None:
+    scaled = recipe.at(B, allow_warmup_only=True)
+    first = max(math.ceil(scaled.warmup_iterations), 1)
+    assume(first < scaled.iterations)
+    i = data.draw(st.integers(first, scaled.iterations - 1))
+    assert scaled.lr(i) >= scaled.lr(i + 1)
+
+
+@given(recipes(warmup_epochs=0), batches, st.data())
+def test_without_a_warmup_the_curve_is_the_decays_own(
+    recipe: Recipe, B: int, data: st.DataObject
+) -> None:
+    """In samples, of which an epoch has as many at every batch size."""
+    scaled, n = recipe.at(B), recipe.baseline.samples
+    i = data.draw(st.integers(1, scaled.iterations))
+    decay, end = recipe.baseline.decay, scaled.iterations * B
+    assert scaled.lr(i) == min(scaled.peak, decay(i * B, 0.0, end, scaled.peak, epoch=n))
+
+
+@given(
+    B=st.integers(1, 2**14),
+    n=st.integers(1000, 2_000_000),
+    tenths=st.integers(1, 99),
+    inclusive=st.booleans(),
+)
+def test_boundary_is_met_exactly(B: int, n: int, tenths: int, inclusive: bool) -> None:
+    """In integers: E_i = i*B/n against a boundary of so many tenths, which no float is."""
+    decay = MultiStep([tenths / 10], gamma=0.5, inclusive=inclusive)
+    recipe = Recipe(B, 1.0, 0, 10, n, decay=decay)
+    last = tenths * n // (10 * B)  # the last iteration with E_i <= e
+    for i in range(max(last - 1, 1), min(last + 2, recipe.iterations) + 1):
+        passed = 10 * i * B >= tenths * n if inclusive else 10 * i * B > tenths * n
+        assert recipe.lr(i) == (0.5 if passed else 1.0)
+
+
+@given(B=st.integers(1, 2**14), n=st.integers(1000, 2_000_000), data=st.data())
+def test_exponential_counts_epochs_exactly(B: int, n: int, data: st.DataObject) -> None:
+    recipe = Recipe(B, 1.0, 0, 10, n, decay=Exponential(0.5, hold=3))
+    i = data.draw(st.integers(1, recipe.iterations))
+    assert recipe.lr(i) == 0.5 ** max(-(-i * B // n) - 3, 0)
+
+
+def test_ptb_small_at_a_larger_batch() -> None:
+    """LEGW: 20 to 640, 13 epochs; the rate falls at the same epochs and sqrt(32) higher."""
+    recipe = Recipe(20, 1.0, 0.125, 13, 2000, decay=Exponential(0.4, hold=7)).at(640)
+    assert recipe.peak == golden(math.sqrt(32))
+    assert recipe.warmup_epochs == 4.0
+    epochs = [math.ceil(i * 640 / 2000) for i in range(13, 42)]
+    assert [recipe.lr(i) for i in range(13, 42)] == [
+        golden(math.sqrt(32) * 0.4 ** max(epoch - 7, 0)) for epoch in epochs
+    ]
+
+
+def test_constant_warmup() -> None:
+    named = Recipe(**DATE_MNIST, warmup="constant").at(8192)
+    assert [named.lr(i) / named.peak for i in (1, 117)] == [golden(0.1)] * 2
+    assert named.lr(118) == Recipe(**DATE_MNIST).at(8192).lr(118)
+    assert named == Recipe(**DATE_MNIST, warmup=ConstantWarmup(0.1)).at(8192)
+    assert Recipe(**DATE_MNIST, warmup=ConstantWarmup(0.25)).lr(1) == golden(0.25 * 1.25e-3)
+
+
+def test_cycle_starts_where_the_warmup_ends() -> None:
+    """10 iterations of 25 samples in each epoch, 2 epochs of warm-up, then cycles of 4 epochs."""
+    arguments: dict[str, Any] = {"epochs": 10, "samples": 250}
+
+    def rates(decay: Decay) -> list[float]:
+        recipe = Recipe(25, 1.0, 2, **arguments, decay=decay)
+        return [recipe.lr(i) for i in (20, 40, 50, 60, 80, 100)]
+
+    assert rates(Cosine(period=4)) == [golden(x) for x in (1, 0.5, 0.5 - 0.125**0.5, 1, 0.5, 1)]
+    assert rates(Cyclical(0.2, 2)) == [golden(x) for x in (0.2, 1, 0.6, 0.2, 1, 0.2)]
+    assert rates(Cyclical(0.2, 2, from_peak=True)) == [golden(x) for x in (1, 0.2, 0.6, 1, 0.2, 1)]
+
+
+@given(recipes(), batches)
+def test_recipes_survive_a_pickle(recipe: Recipe, B: int) -> None:
+    scaled = recipe.at(B, allow_warmup_only=True)
+    assert pickle.loads(pickle.dumps(scaled)) == scaled
 
 
 @given(recipes(warmup="linear", decay=RollerCoaster(floor=0.0)), batches)
@@ -249,9 +407,12 @@ def test_floor_does_not_lift_the_rate_above_the_peak() -> None:
     assert recipe.lr(100) == recipe.peak == 1e-7
 
 
-def test_decay_that_starts_late_does_not_exceed_the_peak() -> None:
+@pytest.mark.parametrize(
+    "decay", [RollerCoaster(), Cosine(), Cosine(period=1), Cyclical(0.1, 1, from_peak=True)]
+)
+def test_decay_that_starts_late_is_not_asked_before(decay: Decay) -> None:
     """W = 8.4 but I*w/E = 9.33, since 45 iterations were rounded up to 50: i = 9 lies between."""
-    recipe = Recipe(1, 0.1, Fraction(21, 100), Fraction(9, 8), 40, iterations=50)
+    recipe = Recipe(1, 0.1, Fraction(21, 100), Fraction(9, 8), 40, iterations=50, decay=decay)
     assert recipe.warmup_iterations == 8.4
     assert recipe.lr(9) == recipe.peak
     assert recipe.lr(10) < recipe.peak
@@ -308,7 +469,9 @@ def test_invalid_iteration(i: Any, error: type[Exception], message: str) -> None
         ({"iterations": 0}, ValueError, "iterations must be at least 1, got 0"),
         ({"iterations": 1.5}, TypeError, "iterations must be an int, got 1.5"),
         ({"scaling": "cube"}, ValueError, "scaling must be one of 'sqrt', 'linear', got 'cube'"),
-        ({"warmup": ["linear"]}, ValueError, "warmup must be one of 'linear', 'quadratic', got"),
+        ({"warmup": ["linear"]}, ValueError, r"warmup must be one of .*, got \['linear'\]"),
+        ({"warmup": "sine"}, ValueError, "'constant', 'linear', 'quadratic', 'cosine', got 'sine'"),
+        ({"warmup": ConstantWarmup}, ValueError, "warmup must be one of .*, got <class"),
         ({"decay": RollerCoaster}, TypeError, r"decay must be a Decay such as RollerCoaster\(\)"),
     ],
 )

@@ -1,11 +1,14 @@
 """The scheduler against the recipe's own numbers, alone and under torch's compositions."""
 
+import copy
+import io
 import json
 import math
 import pickle
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -21,13 +24,43 @@ from torch.optim.lr_scheduler import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from date_optim.recipe import Recipe
-from date_optim.schedules import Constant, Decay, Polynomial, RollerCoaster
+from date_optim.schedules import (
+    Constant,
+    ConstantWarmup,
+    Cosine,
+    Cyclical,
+    Decay,
+    Exponential,
+    MultiStep,
+    Polynomial,
+    RollerCoaster,
+)
 
 RECIPE = Recipe(
     batch_size=1024, lr=1.25e-3, warmup_epochs=2, epochs=30, samples=60_000, iterations=1755
 ).at(8192)
 SHORT = Recipe(batch_size=10, lr=0.5, warmup_epochs=2, epochs=10, samples=40).at(20)
 SCALES = (1.0, 0.25, 3.0)
+DECAYS: list[Decay] = [
+    RollerCoaster(),
+    Polynomial(2.0),
+    Constant(),
+    MultiStep((3, 6, 8)),
+    Exponential(0.4, hold=7),
+    Cosine(),
+    Cosine(period=2),
+    Cyclical(base=0.01, half_period=1),
+    Cyclical(base=0.01, half_period=1, from_peak=True),
+]
+WARMUPS: list[Any] = ["constant", "linear", "quadratic", "cosine", ConstantWarmup(0.5)]
+
+BASE: dict[str, Any] = {
+    "batch_size": 1024,
+    "lr": 1.25e-3,
+    "warmup_epochs": 2,
+    "epochs": 30,
+    "samples": 60_000,
+}
 
 
 def optimizer(*scales: float, lr: Any = 0.7) -> torch.optim.Optimizer:
@@ -89,9 +122,10 @@ def test_rate_of_the_optimizer_does_not_matter(lr: float) -> None:
     assert rates(opt) == [2 * RECIPE.lr(1)]
 
 
-@pytest.mark.parametrize("decay", [RollerCoaster(), Polynomial(2.0), Constant()])
-def test_drift_over_2000_steps(decay: Decay) -> None:
-    recipe = Recipe(16, 0.3, 1, 10, 3210, decay=decay)
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("warmup", WARMUPS)
+def test_drift_over_2000_steps(warmup: Any, decay: Decay) -> None:
+    recipe = Recipe(16, 0.3, 1, 10, 3210, warmup=warmup, decay=decay)
     assert recipe.iterations == 2007
     opt = optimizer()
     used = advance(opt, recipe.scheduler(opt), 2010)
@@ -124,6 +158,17 @@ def test_chained_scheduler_is_the_product(recipe_first: bool, other: Any, factor
     used = advance(opt, ChainedScheduler(pair if recipe_first else pair[::-1]), 230)
     for t, row in enumerate(used):
         assert row == close([scale * RECIPE.lr(t + 1) * factor(t) for scale in SCALES])
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_chained_scheduler_is_the_product_for_every_decay(decay: Decay) -> None:
+    """Past almost nothing too, where a cosine restarts, and up to a last rate of 0."""
+    recipe = Recipe(16, 0.3, 1, 10, 321, warmup="cosine", decay=decay)
+    opt = optimizer(*SCALES)
+    pair = [recipe.scheduler(opt), ExponentialLR(opt, 0.99)]
+    used = advance(opt, ChainedScheduler(pair), recipe.iterations)
+    for t, row in enumerate(used):
+        assert row == close([scale * recipe.lr(t + 1) * 0.99**t for scale in SCALES])
 
 
 def test_chained_scheduler_made_after_another() -> None:
@@ -238,15 +283,19 @@ def test_step_before_the_optimizer_gives_only_the_warning_of_torch() -> None:
     saved_at=st.integers(0, 40),
     optimizer_first=st.booleans(),
     scales=st.sampled_from([(1.0,), SCALES]),
+    decay=st.sampled_from(DECAYS),
 )
-def test_resume_is_bitwise(saved_at: int, optimizer_first: bool, scales: tuple[float, ...]) -> None:
+def test_resume_is_bitwise(
+    saved_at: int, optimizer_first: bool, scales: tuple[float, ...], decay: Decay
+) -> None:
+    recipe = Recipe(10, 0.5, 2, 10, 40, decay=decay).at(20)
     opt = optimizer(*scales)
-    scheduler = SHORT.scheduler(opt)
+    scheduler = recipe.scheduler(opt)
     advance(opt, scheduler, saved_at)
     states = pickle.dumps(opt.state_dict()), json.dumps(scheduler.state_dict())
 
     resumed_opt = optimizer(*scales, lr=0.1)
-    resumed = SHORT.scheduler(resumed_opt)
+    resumed = recipe.scheduler(resumed_opt)
     if optimizer_first:
         resumed_opt.load_state_dict(pickle.loads(states[0]))
     resumed.load_state_dict(json.loads(states[1]))
@@ -299,24 +348,85 @@ def test_resume_after_the_first_scheduler_step_gives_no_warning() -> None:
         resumed.step()
 
 
-def test_state_is_numbers() -> None:
+def saved_and_loaded(state: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    "decay", [*DECAYS, MultiStep([3, 6], gamma=np.float64(0.5)), Cosine(np.float64(7))]
+)
+@pytest.mark.parametrize("warmup", WARMUPS)
+def test_state_is_numbers(warmup: Any, decay: Decay) -> None:
+    recipe = Recipe(**BASE, warmup=warmup, decay=decay).at(8192)
     opt = optimizer(*SCALES)
-    scheduler = RECIPE.scheduler(opt)
+    scheduler = recipe.scheduler(opt)
     advance(opt, scheduler, 3)
     state = scheduler.state_dict()
     for key, value in state.items():
         numbers = value if key == "_last_lr" else [value]
-        assert all(isinstance(number, int | float) for number in numbers), key
-    assert json.loads(json.dumps(state)) == state
+        assert all(type(number) in {int, float} for number in numbers), key
+    for restored in (json.loads(json.dumps(state)), saved_and_loaded(state)):
+        assert restored == state
+        recipe.scheduler(optimizer(*SCALES)).load_state_dict(restored)
 
 
-BASE: dict[str, Any] = {
-    "batch_size": 1024,
-    "lr": 1.25e-3,
-    "warmup_epochs": 2,
-    "epochs": 30,
-    "samples": 60_000,
-}
+CURVES: list[dict[str, Any]] = [
+    *({"warmup": warmup} for warmup in WARMUPS),
+    *({"decay": decay} for decay in DECAYS[1:]),
+    {"decay": MultiStep((3, 6))},
+    {"decay": MultiStep((3, 6, 9))},
+    {"decay": MultiStep((3, 6, 8), gamma=0.2)},
+    {"decay": MultiStep((3, 6, 8), inclusive=False)},
+    {"decay": Exponential(0.5, hold=7)},
+    {"decay": Exponential(0.4, hold=6)},
+    {"decay": Cosine(period=3)},
+    {"decay": Cyclical(base=0.02, half_period=1)},
+    {"decay": Cyclical(base=0.01, half_period=2)},
+]
+
+
+@pytest.mark.parametrize("here", CURVES, ids=repr)
+def test_every_number_of_a_curve_is_told_apart(here: dict[str, Any]) -> None:
+    for saved in CURVES:
+        state = Recipe(**BASE | saved).scheduler(optimizer()).state_dict()
+        scheduler = Recipe(**BASE | here).scheduler(optimizer())
+        if saved == here:
+            scheduler.load_state_dict(state)
+        else:
+            with pytest.raises(ValueError, match=r"another recipe \((warmup|decay)\."):
+                scheduler.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("saved", "here", "message"),
+    [
+        (
+            {"decay": MultiStep((3, 6))},
+            {"decay": MultiStep((3, 7, 8))},
+            r"\(decay.MultiStep.boundaries.1: saved 6.0, here 7.0; "
+            r"decay.MultiStep.boundaries.2: saved nothing, here 8.0\)",
+        ),
+        (
+            {"warmup": "constant"},
+            {"warmup": ConstantWarmup(0.5)},
+            r"\(warmup.ConstantWarmup.fraction: saved 0.1, here 0.5\)",
+        ),
+        (
+            {"decay": Cosine()},
+            {"decay": Cosine(period=5)},
+            r"\(decay.Cosine.period: saved nothing, here 5.0\)",
+        ),
+    ],
+)
+def test_the_number_that_differs_is_named(
+    saved: dict[str, Any], here: dict[str, Any], message: str
+) -> None:
+    state = Recipe(**BASE, **saved).scheduler(optimizer()).state_dict()
+    with pytest.raises(ValueError, match=message):
+        Recipe(**BASE, **here).scheduler(optimizer()).load_state_dict(state)
 
 
 @pytest.mark.parametrize(
@@ -376,3 +486,114 @@ def test_override_goes_on_with_this_recipe(tensor: bool) -> None:
     used = advance(other_opt, other, 10)
     expected = [[recipe.lr(i), 0.5 * recipe.lr(i)] for i in range(4, 14)]
     assert [pytest.approx(row, rel=1e-12, abs=0.0) for row in expected] == used
+
+
+# --- LambdaLR -------------------------------------------------------------------------------------
+
+
+def at_peak(recipe: Recipe, *scales: float) -> torch.optim.Optimizer:
+    opt = optimizer(*scales)
+    for group in opt.param_groups:
+        group["lr"] = recipe.peak * group.get("lr_scale", 1.0)
+    return opt
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("warmup", WARMUPS)
+def test_factor_in_lambda_lr_gives_the_schedulers_rates(warmup: Any, decay: Decay) -> None:
+    recipe = Recipe(10, 0.5, 2, 10, 40, warmup=warmup, decay=decay).at(20)
+    opt = at_peak(recipe, *SCALES)
+    used = advance(opt, LambdaLR(opt, recipe.factor(opt)), recipe.iterations + 3)
+    for i, row in enumerate(used, start=1):
+        assert row == close([scale * recipe.lr(i) for scale in SCALES])
+
+
+def test_factor_counts_from_zero() -> None:
+    factor = RECIPE.factor(at_peak(RECIPE))
+    assert factor(0) == RECIPE.lr(1) / RECIPE.peak
+    assert factor(219) == RECIPE.lr(220) / RECIPE.peak == factor(10**6)
+    with pytest.raises(ValueError, match="steps must be at least 0, got -1"):
+        factor(-1)
+    with pytest.raises(TypeError, match=r"steps must be an int, got 1\.0"):
+        factor(1.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, copy.copy, lambda f: pickle.loads(pickle.dumps(f))]
+)
+def test_factor_can_be_copied(copied: Any) -> None:
+    factor = RECIPE.factor(at_peak(RECIPE))
+    twin = copied(factor)
+    assert [twin(t) for t in range(230)] == [factor(t) for t in range(230)]
+    assert vars(twin) == vars(factor)
+
+
+@pytest.mark.parametrize("through", [copy.deepcopy, saved_and_loaded], ids=["copy", "weights only"])
+@pytest.mark.parametrize("optimizer_first", [True, False])
+def test_lambda_lr_resumes(through: Any, optimizer_first: bool) -> None:
+    recipe = Recipe(10, 0.5, 2, 10, 40, decay=MultiStep((3, 6, 8))).at(20)
+    opt = at_peak(recipe, *SCALES)
+    scheduler = LambdaLR(opt, recipe.factor(opt))
+    advance(opt, scheduler, 7)
+    opt_state, state = through(opt.state_dict()), through(scheduler.state_dict())
+
+    resumed_opt = at_peak(recipe, *SCALES)
+    if optimizer_first:  # the groups' lr is the seventh then, but initial_lr is what counts
+        resumed_opt.load_state_dict(opt_state)
+    resumed = LambdaLR(resumed_opt, recipe.factor(resumed_opt))
+    resumed.load_state_dict(state)
+    resumed_opt.load_state_dict(opt_state)
+    assert advance(resumed_opt, resumed, 20) == advance(opt, scheduler, 20)
+
+
+def test_lambda_lr_saves_numbers_and_refuses_those_of_another_recipe() -> None:
+    opt, other = at_peak(RECIPE), at_peak(RECIPE)
+    scheduler = LambdaLR(opt, RECIPE.factor(opt))
+    state = json.loads(json.dumps(scheduler.state_dict()["lr_lambdas"]))
+    assert all(type(number) in {int, float} for number in state[0]["identity"].values())
+    longer = Recipe(
+        batch_size=1024, lr=1.25e-3, warmup_epochs=2, epochs=40, samples=60_000, iterations=2340
+    ).at(8192)
+    resumed = LambdaLR(other, longer.factor(other))
+    resumed.load_state_dict(scheduler.state_dict())
+    other.step()
+    with pytest.raises(ValueError, match=r"another recipe \(epochs: saved 30.0, here 40.0; iter"):
+        resumed.step()
+
+
+def test_factor_needs_the_rates_of_the_recipe() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"^lr of param group 0 must be recipe\.peak \* lr_scale = 0\.0035\d+, got 0\.7: ",
+    ):
+        RECIPE.factor(optimizer())
+    opt = at_peak(RECIPE, 1.0, 0.5)
+    opt.param_groups[1]["lr"] = RECIPE.peak
+    with pytest.raises(ValueError, match=r"lr of param group 1 must be .* = 0\.00176"):
+        RECIPE.factor(opt)
+    opt.param_groups[1]["lr_scale"] = -1.0
+    with pytest.raises(ValueError, match="lr_scale of param group 1 must be finite and at least 0"):
+        RECIPE.factor(opt)
+    with pytest.raises(TypeError, match="optimizer must be a torch optimizer, got dict"):
+        RECIPE.factor({})  # type: ignore[arg-type]
+
+
+def test_factor_looks_at_what_lambda_lr_multiplies() -> None:
+    """An ``initial_lr`` that is there already, whatever the rate is now."""
+    opt = at_peak(RECIPE)
+    opt.param_groups[0] |= {"initial_lr": RECIPE.peak, "lr": 0.7}
+    LambdaLR(opt, RECIPE.factor(opt))
+    assert rates(opt) == close([RECIPE.lr(1)])
+    opt.param_groups[0] |= {"initial_lr": 0.7, "lr": RECIPE.peak}
+    with pytest.raises(ValueError, match=r"initial_lr of param group 0 must be .*, got 0.7"):
+        RECIPE.factor(opt)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_factor_takes_a_tensor_rate_of_any_precision(dtype: torch.dtype) -> None:
+    opt = optimizer(lr=torch.tensor(RECIPE.peak, dtype=dtype))
+    advance(opt, LambdaLR(opt, RECIPE.factor(opt)), 7)
+    assert rates(opt) == pytest.approx([RECIPE.lr(8)], rel=2 * torch.finfo(dtype).eps, abs=0.0)
+    opt = optimizer(lr=torch.tensor(RECIPE.peak * (1 + 1e-6), dtype=dtype))
+    with pytest.raises(ValueError, match="lr of param group 0 must be"):
+        RECIPE.factor(opt)

@@ -6,16 +6,24 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
-from .schedules import WARMUPS, Decay, RollerCoaster, check_count, check_flag, check_real
+from .schedules import (
+    WARMUPS,
+    ConstantWarmup,
+    Decay,
+    RollerCoaster,
+    check_count,
+    check_flag,
+    check_real,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from torch.optim import Optimizer
 
-    from .scheduler import RecipeScheduler
+    from .scheduler import RecipeFactor, RecipeScheduler
 
 __all__ = ["Baseline", "Recipe"]
 
@@ -23,8 +31,6 @@ SCALINGS: dict[str, Callable[[Fraction], float]] = {"sqrt": math.sqrt, "linear":
 """How the peak grows with the ratio of the batch sizes."""
 
 DEFAULT_DECAY = RollerCoaster()
-
-Choice = TypeVar("Choice", bound=str)
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Baseline:
     samples: int
     iterations: int | None
     scaling: str
-    warmup: str
+    warmup: str | ConstantWarmup
     decay: Decay
 
 
@@ -70,10 +76,12 @@ class Recipe:
         Steps of the baseline's run where they are known; else ``epochs * samples / batch_size``.
     scaling : {"sqrt", "linear"}, default: "sqrt"
         ``peak = lr * sqrt(k)`` or ``lr * k``.
-    warmup : {"linear", "quadratic"}, default: "linear"
-        ``eta = peak * i/W``, or its square, in iterations ``i < W``.
+    warmup : {"linear", "quadratic", "cosine", "constant"} or ConstantWarmup, default: "linear"
+        The rate in iterations ``i < W``: ``peak * i/W``, its square, half a cosine wave, or one
+        fraction of the peak, .1 by name.
     decay : Decay, default: RollerCoaster()
-        What follows the warm-up.
+        What follows the warm-up. Its boundaries and periods are in epochs: `at` leaves them where
+        they are, and changes how many iterations they take. Of its rates only a floor is absolute.
 
     Attributes
     ----------
@@ -119,7 +127,7 @@ class Recipe:
         samples: int,
         iterations: int | None = None,
         scaling: Literal["sqrt", "linear"] = "sqrt",
-        warmup: Literal["linear", "quadratic"] = "linear",
+        warmup: Literal["linear", "quadratic", "cosine", "constant"] | ConstantWarmup = "linear",
         decay: Decay = DEFAULT_DECAY,
     ) -> None:
         if not isinstance(decay, Decay):
@@ -132,7 +140,7 @@ class Recipe:
             samples=check_count("samples", samples),
             iterations=None if iterations is None else check_count("iterations", iterations),
             scaling=_choice("scaling", scaling, SCALINGS),
-            warmup=_choice("warmup", warmup, WARMUPS),
+            warmup=_warmup(warmup),
             decay=decay,
         )
         self._fix(baseline, baseline.batch_size, allow_warmup_only=False)
@@ -169,13 +177,19 @@ class Recipe:
             If `i` is not an integer of at least 1.
         """
         i = min(check_count("i", i), self.iterations)
-        if i < self.warmup_iterations:
-            return self.peak * WARMUPS[self.baseline.warmup](i, self.warmup_iterations)
-        if max(self.warmup_iterations, self._decay_start) >= self.iterations:
+        base, W = self.baseline, self.warmup_iterations
+        if i < W:
+            warmup = WARMUPS[base.warmup] if isinstance(base.warmup, str) else base.warmup
+            return self.peak * warmup(i, W)
+        # In samples, which are integers: no rounding moves a boundary or blurs what is left of I.
+        sample, end = i * self.batch_size, self.iterations * self.batch_size
+        start = self._decay_start
+        if max(start, W * self.batch_size) >= end:
             return self.peak  # nothing is left to decay in
-        # A decay gives more than the peak where it starts later than i, or has its floor above.
-        decay = self.baseline.decay
-        return min(self.peak, decay(i, self._decay_start, self.iterations, self.peak))
+        # A decay is asked from its start on alone, and exceeds the peak where its floor does.
+        return min(
+            self.peak, base.decay(sample, min(start, sample), end, self.peak, epoch=base.samples)
+        )
 
     def scheduler(self, optimizer: Optimizer, last_epoch: int = -1) -> RecipeScheduler:
         """Make a torch learning-rate scheduler that owns the rate of `optimizer`.
@@ -195,6 +209,33 @@ class Recipe:
         from .scheduler import RecipeScheduler  # noqa: PLC0415
 
         return RecipeScheduler(optimizer, self, last_epoch)
+
+    def factor(self, optimizer: Optimizer) -> RecipeFactor:
+        """Make a callable for torch's ``LambdaLR``, which multiplies it by the groups' own rates.
+
+        It gives ``eta/peak``; one serves all groups. `scheduler` needs no such rates, and is what
+        to take where ``LambdaLR`` itself is not asked for.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            Built with ``lr=recipe.peak``; with `peak` times ``lr_scale`` in a param group that has
+            this key.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `optimizer` is none, a group's ``lr_scale`` is not a finite number of at least 0, or
+            its rate is another.
+
+        See Also
+        --------
+        date_optim.scheduler.RecipeFactor
+        """
+        from .scheduler import RecipeFactor, check_rates  # noqa: PLC0415 (as above)
+
+        check_rates(optimizer, self.peak)
+        return RecipeFactor(self)
 
     @cached_property
     def peak(self) -> float:
@@ -237,14 +278,15 @@ class Recipe:
 
     @cached_property
     def _decay_start(self) -> float:
-        """Where the decay takes the warm-up to end: ``I * w/E``, as in DATE's Algorithm 1.
+        """Where the decay takes the warm-up to end: ``I * w/E`` (DATE, Algorithm 1), in samples.
 
-        It differs from `warmup_iterations` by the rounding of I alone.
+        It differs from the end of the warm-up by the rounding of I alone.
         """
         base = self.baseline
         share = _exact(base.warmup_epochs) / _exact(base.epochs)
         printed = isinstance(base.decay, RollerCoaster) and base.decay.paper_printed
-        return float(self.iterations * (share if printed else share * self._batch_ratio))
+        samples = self.iterations * self.batch_size
+        return float(samples * (share if printed else share * self._batch_ratio))
 
     @cached_property
     def _largest_batch(self) -> float:
@@ -278,7 +320,15 @@ def _exact(number: float | Fraction) -> Fraction:
     return number if isinstance(number, Fraction) else Fraction(str(number))
 
 
-def _choice(name: str, value: Choice, choices: Collection[str]) -> Choice:
+def _warmup(value: object) -> str | ConstantWarmup:
+    """Check a warm-up; the constant one becomes the object, so that equal recipes are equal."""
+    if isinstance(value, ConstantWarmup):
+        return value
+    name = _choice("warmup", value, WARMUPS)
+    return ConstantWarmup() if name == "constant" else name
+
+
+def _choice(name: str, value: object, choices: Collection[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return value

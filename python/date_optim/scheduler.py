@@ -1,4 +1,4 @@
-"""The torch scheduler of a recipe."""
+"""What gives a recipe's rates to torch: a scheduler of its own, and a callable for LambdaLR."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from torch import Tensor, full_like
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .schedules import check_real
+from .schedules import check_count, check_real
 
 if TYPE_CHECKING:
     from .recipe import Recipe
+    from .schedules import ConstantWarmup, Decay
 
-__all__ = ["RecipeScheduler"]
+__all__ = ["RecipeFactor", "RecipeScheduler"]
 
 _PROGRESS = {"last_epoch", "_step_count", "_last_lr"}
 """The keys of a state, named as torch names them, that say how far the run is."""
@@ -56,17 +57,8 @@ class RecipeScheduler(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, recipe: Recipe, last_epoch: int = -1) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a torch optimizer, got {type(optimizer).__name__}")
         self.recipe = recipe
-        self._lr_scales = [
-            float(
-                check_real(
-                    f"lr_scale of param group {index}", group.get("lr_scale", 1.0), zero=True
-                )
-            )
-            for index, group in enumerate(optimizer.param_groups)
-        ]
+        self._lr_scales = _lr_scales(optimizer)
         for group, scale in zip(optimizer.param_groups, self._lr_scales, strict=True):
             group["initial_lr"] = recipe.peak * scale
         super().__init__(optimizer, last_epoch)
@@ -128,17 +120,12 @@ class RecipeScheduler(LRScheduler):
             If the state was saved with another recipe, batch size or lr_scale; it names each number
             that differs. Nothing is changed then.
         """
-        own = self._identity()
         saved = {key: value for key, value in state_dict.items() if key not in _PROGRESS}
-        differences = [
-            f"{key}: saved {saved.get(key, 'nothing')}, here {own.get(key, 'nothing')}"
-            for key in own | saved
-            if saved.get(key) != own.get(key)
-        ]
+        differences = _differences(saved, self._identity())
         if differences and not override:
             raise ValueError(
-                f"the state was saved with another recipe ({'; '.join(differences)}): make the "
-                "scheduler from the recipe that was saved, or go on with this one by override=True"
+                f"the state was saved with another recipe ({differences}): make the scheduler from "
+                "the recipe that was saved, or go on with this one by override=True"
             )
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict["_step_count"]
@@ -157,21 +144,8 @@ class RecipeScheduler(LRScheduler):
 
     def _identity(self) -> dict[str, float]:
         """Numbers that two schedulers share only if they give the same rates."""
-        recipe = self.recipe
-        base = recipe.baseline
-        decay = f"decay.{type(base.decay).__name__}"
-        return {
-            "batch_size": recipe.batch_size,
-            "baseline_batch_size": base.batch_size,
-            "samples": base.samples,
-            "epochs": float(base.epochs),
-            "iterations": recipe.iterations,
-            "warmup_iterations": recipe.warmup_iterations,
-            "peak": recipe.peak,
-            f"warmup.{base.warmup}": 1,
-            decay: 1,
-            **{f"{decay}.{field}": value for field, value in vars(base.decay).items()},
-            **{f"lr_scale.{index}": scale for index, scale in enumerate(self._lr_scales)},
+        return _identity(self.recipe) | {
+            f"lr_scale.{index}": scale for index, scale in enumerate(self._lr_scales)
         }
 
     def _check_groups(self) -> None:
@@ -182,3 +156,107 @@ class RecipeScheduler(LRScheduler):
                 "made: after add_param_group make another by recipe.scheduler(optimizer, "
                 f"last_epoch={self.last_epoch - 1})"
             )
+
+
+class RecipeFactor:
+    """The rate of a recipe as a fraction of its peak, for torch's ``LambdaLR``.
+
+    Made by `Recipe.factor`, which also checks the rates that ``LambdaLR`` will multiply. It can be
+    pickled and copied. ``factor(steps)`` is ``recipe.lr(steps + 1) / recipe.peak`` after `steps`
+    optimizer steps: torch's count, as in the notes of `RecipeScheduler`.
+
+    Attributes
+    ----------
+    identity : dict
+        Numbers that identify the recipe. ``LambdaLR`` saves a callable's attributes, and sets them
+        where it loads a state; after that of another recipe the next call raises a ValueError.
+    """
+
+    # The recipe is no attribute that LambdaLR sees: a weights-only load reads numbers alone.
+    __slots__ = ("__dict__", "_recipe")
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self.identity = _identity(recipe)
+
+    def __call__(self, steps: int) -> float:
+        """Fraction of the peak, after `steps` optimizer steps, for the next one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `steps` is not an integer of at least 0, or a loaded state is of another recipe.
+        """
+        if differences := _differences(self.identity, _identity(self._recipe)):
+            raise ValueError(
+                f"LambdaLR loaded a state that was saved with another recipe ({differences}): make "
+                "the factor from the recipe that was saved"
+            )
+        return self._recipe.lr(check_count("steps", steps, least=0) + 1) / self._recipe.peak
+
+
+def check_rates(optimizer: Optimizer, peak: float) -> None:
+    """Raise unless ``LambdaLR`` would multiply a factor by `peak` times each group's lr_scale.
+
+    It multiplies the group's ``initial_lr``, which is its ``lr`` unless another scheduler or a
+    loaded state has set it.
+    """
+    scales = _lr_scales(optimizer)
+    for index, (group, scale) in enumerate(zip(optimizer.param_groups, scales, strict=True)):
+        key = "initial_lr" if "initial_lr" in group else "lr"
+        if group[key] != peak * scale:  # a tensor compares in its own precision
+            raise ValueError(
+                f"{key} of param group {index} must be recipe.peak * lr_scale = {peak * scale!r}, "
+                f"got {group[key]!r}: LambdaLR multiplies it by eta/peak. Build the optimizer with "
+                "it, or use recipe.scheduler(optimizer), which sets the rate itself"
+            )
+
+
+def _lr_scales(optimizer: Optimizer) -> list[float]:
+    """The groups' multiples of the recipe's rate, checked."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch optimizer, got {type(optimizer).__name__}")
+    return [
+        float(check_real(f"lr_scale of param group {index}", group.get("lr_scale", 1.0), zero=True))
+        for index, group in enumerate(optimizer.param_groups)
+    ]
+
+
+def _identity(recipe: Recipe) -> dict[str, float]:
+    """Numbers that two recipes share only if they give the same rates."""
+    base = recipe.baseline
+    return {
+        "batch_size": recipe.batch_size,
+        "baseline_batch_size": base.batch_size,
+        "samples": base.samples,
+        "epochs": float(base.epochs),
+        "iterations": recipe.iterations,
+        "warmup_iterations": recipe.warmup_iterations,
+        "peak": recipe.peak,
+        **_curve("warmup", base.warmup),
+        **_curve("decay", base.decay),
+    }
+
+
+def _curve(kind: str, curve: str | ConstantWarmup | Decay) -> dict[str, float]:
+    """One number for the name of a curve, and one for each of its own.
+
+    Tuples are spread, since JSON gives back a list; None is left out.
+    """
+    name = f"{kind}.{curve if isinstance(curve, str) else type(curve).__name__}"
+    numbers: dict[str, float] = {name: 1}
+    for field, value in ({} if isinstance(curve, str) else vars(curve)).items():
+        if isinstance(value, tuple):
+            numbers |= {f"{name}.{field}.{j}": float(item) for j, item in enumerate(value)}
+        elif value is not None:
+            numbers[f"{name}.{field}"] = float(value)
+    return numbers
+
+
+def _differences(saved: dict[str, Any], own: dict[str, float]) -> str:
+    """Name each number that differs."""
+    return "; ".join(
+        f"{key}: saved {saved.get(key, 'nothing')}, here {own.get(key, 'nothing')}"
+        for key in own | saved
+        if saved.get(key) != own.get(key)
+    )
