@@ -14,8 +14,8 @@ using Doubles = py::array_t<double, py::array::c_style>;
 
 namespace {
 
-/// layers: (n, 4 + kMaxStates) = weights, step, size, options, states...; items: (m, 4) = begin, end, layer,
-/// kind.
+/// layers: (n, 8 + kMaxStates) = weights, its type, the gradient's type, rounded, its type, step, size,
+/// options, states...; items: (m, 4) = begin, end, layer, kind.
 std::unique_ptr<dk::Engine> make_engine(int family, int target, const Integers& layer_table,
                                         const Integers& item_table) {
   const auto l = layer_table.unchecked<2>();
@@ -25,10 +25,14 @@ std::unique_ptr<dk::Engine> make_engine(int family, int target, const Integers& 
     dk::Layer& layer = layers[i];
     layer = {};
     layer.weights = reinterpret_cast<void*>(l(i, 0));
-    layer.step = reinterpret_cast<float*>(l(i, 1));
-    layer.size = l(i, 2);
-    layer.options = static_cast<std::int32_t>(l(i, 3));
-    for (int k = 0; k < dk::kMaxStates; ++k) layer.states[k] = reinterpret_cast<void*>(l(i, 4 + k));
+    layer.weights_type = static_cast<dk::Type>(l(i, 1));
+    layer.gradient_type = static_cast<dk::Type>(l(i, 2));
+    layer.rounded = reinterpret_cast<void*>(l(i, 3));
+    layer.rounded_type = static_cast<dk::Type>(l(i, 4));
+    layer.step = reinterpret_cast<float*>(l(i, 5));
+    layer.size = l(i, 6);
+    layer.options = static_cast<std::int32_t>(l(i, 7));
+    for (int k = 0; k < dk::kMaxStates; ++k) layer.states[k] = reinterpret_cast<void*>(l(i, 8 + k));
   }
   std::vector<dk::Item> items(t.shape(0));
   for (py::ssize_t i = 0; i < t.shape(0); ++i) {
@@ -74,6 +78,7 @@ py::array_t<double> view(py::object owner, const double* data, py::ssize_t rows,
 PYBIND11_MODULE(_native, m) {
   m.attr("LEAF") = dk::kLeaf;
   m.attr("MAX_STATES") = dk::kMaxStates;
+  m.attr("TYPES") = names(dk::kTypeNames);
   m.attr("TRUST_FIELDS") = names(dk::kTrustFields);
   m.attr("REPORT_FIELDS") = names(dk::kReportFields);
   py::dict families;

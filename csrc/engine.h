@@ -10,6 +10,11 @@
 // to another layer: the chunk still lies in that core's own cache, and cores may not share another. Waiting
 // for the ratio cannot deadlock: the layer's other MEASUREs have smaller tickets than any item of a later
 // layer, and a worker never waits between claiming and measuring unless it first settles an earlier layer.
+//
+// Note [Early commit]. Where the ratio is of the update, MEASURE advances the states anyway. It stores them
+// where the update can be concluded from them: UPDATE then reads them, but neither the gradient nor do they
+// get written again. With skip_nonfinite nothing is stored before the ratio is known, since a layer may have
+// to stay as it is. The bits are the same.
 #pragma once
 #include "arch.h"
 #include "plan.h"
@@ -17,22 +22,28 @@
 
 namespace dk::DK_ARCH {
 
-template <class Device, class Rule>
+template <class Device, template <class> class Rule>
 void run_worker(Device& worker, const Plan& plan) {
   using Order = typename Device::Order;
   using Count = typename Device::template Atomic<std::uint32_t>;
   using Ticket = typename Device::template Atomic<std::uint64_t>;
-  using Row = typename Rule::Row;
+  using Row = typename Rule<float>::Row;
   constexpr std::int64_t kNone = -1;
   const std::uint32_t epoch = plan.clock->epoch + 1;  // stable: only the last worker to leave writes it
   double clip = 1;
   bool judged = plan.n_scans == 0;
   std::int64_t pending = kNone;  // a stack of tickets, linked through plan.next
 
-  const auto chunk_of = [&](const Item& item) {
+  const bool early = !plan.skip_nonfinite;  // Note [Early commit]
+
+  /// f(chunk), with the chunk in the layer's arithmetic.
+  const auto with_chunk = [&](const Item& item, auto f) {
     const Layer& layer = plan.layers[item.layer];
-    const Rule rule(reinterpret_cast<const Row*>(plan.rows)[layer.row], clip);
-    return typename Device::template Chunk<Rule>(layer, rule, item.begin, item.end);
+    const Row& row = reinterpret_cast<const Row*>(plan.rows)[layer.row];
+    worker.template visit<Rule>(layer, row, clip, item, f);
+  };
+  const auto slots_of = [&](const Item& item) {
+    return plan.slots + plan.layers[item.layer].slot + item.begin / kLeaf;
   };
   const auto is_last = [&](std::uint32_t& counter, std::uint32_t of) {
     return worker.agree([&] { return Count(counter).fetch_add(1, Order::acq_rel) + 1 == of; });
@@ -72,8 +83,8 @@ void run_worker(Device& worker, const Plan& plan) {
   };
   const auto update = [&](const Item& item, const LayerReport& report) {
     if (report.skipped != 0) return;
-    auto chunk = chunk_of(item);
-    chunk.update(chunk.rule.place(report.ratio));
+    const bool committed = early && item.kind != Kind::plain;
+    with_chunk(item, [&](const auto& chunk) { chunk.update(chunk.rule.place(report.ratio), committed); });
   };
   const auto settle = [&] {
     const std::int32_t id = plan.items[pending].layer;
@@ -90,7 +101,7 @@ void run_worker(Device& worker, const Plan& plan) {
     if (done) break;
     const Item item = plan.items[ticket];
     if (item.kind == Kind::scan) {
-      chunk_of(item).scan(plan.slots + plan.layers[item.layer].slot + item.begin / kLeaf);
+      with_chunk(item, [&](const auto& chunk) { chunk.scan(slots_of(item)); });
       if (is_last(plan.clock->scanned, static_cast<std::uint32_t>(plan.n_scans))) judge();
       continue;
     }
@@ -100,19 +111,18 @@ void run_worker(Device& worker, const Plan& plan) {
       clip = plan.verdict->clip;
       if (plan.verdict->skip != 0) break;  // nothing was measured yet, so nothing is pending
     }
-    const Layer& layer = plan.layers[item.layer];
     if (item.kind == Kind::plain) {
       update(item, {0, 0, 0, 1, 0, 0});
       continue;
     }
-    chunk_of(item).measure(plan.slots + layer.slot + item.begin / kLeaf);
+    with_chunk(item, [&](const auto& chunk) { chunk.measure(slots_of(item), early); });
     if (item.kind == Kind::whole) {
       update(item, conclude(item.layer));
       continue;
     }
     worker.once([&] { plan.next[ticket] = pending; });
     pending = ticket;
-    if (is_last(plan.arrived[item.layer], static_cast<std::uint32_t>(layer.measures))) {
+    if (is_last(plan.arrived[item.layer], static_cast<std::uint32_t>(plan.layers[item.layer].measures))) {
       conclude(item.layer);
       publish(plan.published[item.layer]);
     }

@@ -10,6 +10,10 @@ constexpr int kMaxStates = 3;
 /// either.
 constexpr std::int64_t kLeaf = 4096;
 
+/// What an array holds. 16-bit values are computed with as float, and so are their states.
+enum class Type : std::int32_t { float32, float64, bfloat16, float16 };
+constexpr const char* kTypeNames[] = {"float32", "float64", "bfloat16", "float16"};
+
 enum class Kind : std::int32_t {
   plain,    // update alone: a layer without trust
   whole,    // measure and update in one visit
@@ -49,8 +53,9 @@ constexpr const char* kReportFields[] = {"weight_norm", "measured_norm", "raw_ra
 static_assert(sizeof(LayerReport) == sizeof(double) * (sizeof(kReportFields) / sizeof(*kReportFields)));
 
 struct Layer {
-  void* weights;
+  void* weights;  // the master copy where there is one
   const void* gradient;
+  void* rounded;             // a 16-bit parameter, which takes the new weights' rounding; else null
   void* states[kMaxStates];  // null where the layer's options do not use that state
   float* step;               // null where the rule counts no steps
   std::int64_t size;
@@ -58,6 +63,7 @@ struct Layer {
   std::int32_t measures;  // MEASURE items of this layer
   std::int32_t options;   // which options its param group gives it
   std::int32_t row;       // its row of hyper-parameters in this step
+  Type weights_type, gradient_type, rounded_type;
 };
 
 /// One clip factor and one decision for the whole step, from the SCANs.

@@ -4,8 +4,21 @@
 """
 
 from .dispatch import Info, Stepper, info, make_stepper, step
-from .layers import new_state
+from .layers import MASTER, check_saved_state, has_master, new_state, state_dtype
 from .reference import Telemetry
 from .rules import RULES
 
-__all__ = ["RULES", "Info", "Stepper", "Telemetry", "info", "make_stepper", "new_state", "step"]
+__all__ = [
+    "MASTER",
+    "RULES",
+    "Info",
+    "Stepper",
+    "Telemetry",
+    "check_saved_state",
+    "has_master",
+    "info",
+    "make_stepper",
+    "new_state",
+    "state_dtype",
+    "step",
+]

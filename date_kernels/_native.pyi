@@ -3,6 +3,7 @@ from numpy.typing import NDArray
 
 LEAF: int
 MAX_STATES: int
+TYPES: tuple[str, ...]
 TRUST_FIELDS: tuple[str, ...]
 REPORT_FIELDS: tuple[str, ...]
 FAMILIES: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]

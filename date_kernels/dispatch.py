@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import native, reference
-from .layers import Call, States, check_layers, copy_elements
+from .layers import Call, States, assign, check_layers, widened
+from .options import Group
 from .plan import Plan, check_groups, check_scale, find_rule
 from .reference import Telemetry
-from .rules import Group
 
 
 class Stepper(Protocol):
@@ -83,9 +83,7 @@ class ReferenceStepper:
 
 
 def _arrays(tensors: Sequence[Tensor | None]) -> list[Any]:
-    return [
-        None if tensor is None else tensor.detach().numpy().astype(np.float64) for tensor in tensors
-    ]
+    return [None if tensor is None else widened(tensor) for tensor in tensors]
 
 
 def _counter(step: Tensor | None) -> NDArray[np.float64] | None:
@@ -94,8 +92,8 @@ def _counter(step: Tensor | None) -> NDArray[np.float64] | None:
 
 def _write(tensors: Sequence[Tensor | None], arrays: Sequence[NDArray[np.float64] | None]) -> None:
     for tensor, array in zip(tensors, arrays, strict=True):
-        if tensor is not None:
-            copy_elements(torch.from_numpy(np.asarray(array)), tensor)
+        if tensor is not None and array is not None:
+            assign(tensor, array)
             torch.autograd.graph.increment_version(tensor)
 
 
@@ -155,13 +153,17 @@ def step(
     Parameters
     ----------
     rule : str
-        A family: ``"sgd"`` or ``"rmsprop"``.
-    params, grads : sequence of Tensor
-        float32 on the CPU, one layer each, of any shape and dense layout. Parameters change in
-        place, gradients never.
+        A family of `date_kernels.RULES`: ``"sgd"``, ``"rmsprop"``, ``"adagrad"``, ``"adam"``, ...
+    params : sequence of Tensor
+        One layer each, on the CPU, of any shape and layout; float32, float64, bfloat16 or float16.
+        Change in place.
+    grads : sequence of Tensor
+        In their parameters' shapes and dtypes, or float32 beside a 16-bit parameter. Never change.
     states : mapping of str to sequence of (Tensor or None)
         By torch's key, each in its parameter's shape; None where a layer's options do not use that
-        state. Change in place.
+        state. float64 for a float64 parameter, else float32, the dtype of the arithmetic; with
+        ``master_weights`` the key ``"master"`` holds the weights of a 16-bit parameter, which is
+        their rounding. Change in place.
     steps : sequence of (Tensor or None)
         One-element float32 counters of the steps taken so far; advanced by 1. None where the
         options need none.
@@ -240,14 +242,17 @@ class Info:
             if self.shares_torch_openmp
             else "not torch's: two pools of threads compete, steps are slower"
         )
+        compiled = (
+            f"cpu targets (in use: {self.cpu_target}):",
+            *(line(*item) for item in self.cpu_targets.items()),
+            f"openmp: {self.openmp_library} ({shared})",
+        )
         return "\n".join(
             (
                 f"date-kernels {self.version}, torch {self.torch_version}",
                 "backends:",
                 *(line(*item) for item in self.backends.items()),
-                f"cpu targets (in use: {self.cpu_target}):",
-                *(line(*item) for item in self.cpu_targets.items()),
-                f"openmp: {self.openmp_library} ({shared})",
+                *(compiled if self.cpu_targets else ()),
                 f"threads: {self.threads}",
             )
         )

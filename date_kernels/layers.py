@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .rules import Group, Rule, needs_step
+from .options import Group
+from .rules import Rule, needs_step
 
 States: TypeAlias = Mapping[str, Sequence[Tensor | None]]
 """By torch's key, a tensor for each layer that uses it."""
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""What parameters may hold."""
+
+HALF = (torch.bfloat16, torch.float16)
+"""What is rounded from the float32 of its arithmetic."""
+
+MASTER = "master"
+"""The key of a state that any rule may have: the float32 weights that a parameter rounds."""
+
 _KNOWN_TYPES = (Tensor, torch.nn.Parameter)
 
 
-def check_tensor(tensor: object, what: str, param: Tensor | None = None) -> Tensor:
+def state_dtype(param: Tensor) -> torch.dtype:
+    """The dtype of a layer's arithmetic and states: float64 for float64, else float32."""
+    return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+def has_master(group: Group, param: Tensor) -> bool:
+    """Whether a layer keeps master weights: its group wants them and it is of 16 bits."""
+    return group["master_weights"] and param.dtype in HALF
+
+
+def states_of(rule: Rule, group: Group, param: Tensor) -> tuple[str, ...]:
+    """The states of a layer: those of its rule's options, and its master weights."""
+    return (*rule.used(group), MASTER) if has_master(group, param) else rule.used(group)
+
+
+def check_tensor(tensor: object, what: str, dtypes: Sequence[torch.dtype] = DTYPES) -> Tensor:
     """Refuse what no kernel here can serve.
 
     Parameters
@@ -26,17 +51,15 @@ def check_tensor(tensor: object, what: str, param: Tensor | None = None) -> Tens
     tensor : object
     what : str
         Its name in errors.
-    param : Tensor, optional
-        The parameter that a gradient or a state must match in shape, dtype and device.
+    dtypes : sequence of torch.dtype
+        What it may hold.
 
     Raises
     ------
     TypeError
-        Not a float32 tensor, or a subclass of Tensor whose memory is not its own.
+        Another dtype, or a subclass of Tensor whose memory is not its own.
     RuntimeError
         A sparse or complex tensor, a lazily negated view, one without memory, or not on the CPU.
-    ValueError
-        Another shape than the parameter's.
     """
     if type(tensor) not in _KNOWN_TYPES:
         raise TypeError(
@@ -64,22 +87,43 @@ def check_tensor(tensor: object, what: str, param: Tensor | None = None) -> Tens
             f"{what} is a lazily negated view (of a conjugate's imaginary part, say), whose memory "
             "holds other values; pass its .resolve_neg()"
         )
-    if tensor.dtype != torch.float32:
-        raise TypeError(f"{what} has dtype {tensor.dtype}, but only torch.float32 is supported")
+    if tensor.dtype not in dtypes:
+        raise TypeError(
+            f"{what} has dtype {tensor.dtype}, but it must be {' or '.join(map(str, dtypes))}"
+        )
     if tensor.data_ptr() == 0 and tensor.numel() > 0:
         raise RuntimeError(
             f"{what} has no memory (its storage was freed, or it is a lazy zero); pass its .clone()"
         )
-    if param is not None and tensor.shape != param.shape:
+    return tensor
+
+
+def check_shape(tensor: Tensor, what: str, param: Tensor) -> Tensor:
+    """Refuse a gradient or a state of another shape than its parameter's."""
+    if tensor.shape != param.shape:
         raise ValueError(
             f"{what} has shape {tuple(tensor.shape)}, but its parameter has {tuple(param.shape)}"
         )
     return tensor
 
 
+def check_gradient(grad: object, what: str, param: Tensor) -> Tensor:
+    """Refuse a gradient that no kernel takes for its parameter.
+
+    It has the parameter's dtype, or the float32 of its arithmetic.
+    """
+    dtypes = tuple(dict.fromkeys((param.dtype, state_dtype(param))))
+    return check_shape(check_tensor(grad, what, dtypes), what, param)
+
+
+def check_state(state: object, what: str, param: Tensor) -> Tensor:
+    """Refuse a state of another shape or dtype than its parameter's arithmetic needs."""
+    return check_shape(check_tensor(state, what, (state_dtype(param),)), what, param)
+
+
 def check_step(step: object, what: str) -> Tensor:
     """Refuse a step counter that is not one float32 element on the CPU."""
-    counter = check_tensor(step, what)
+    counter = check_tensor(step, what, (torch.float32,))
     if counter.numel() != 1:
         raise ValueError(
             f"{what} has shape {tuple(counter.shape)}, but a step counter is one element"
@@ -174,21 +218,53 @@ def _share_elements(a: Tensor, b: Tensor) -> bool:
 
 
 def copy_elements(source: Tensor, target: Tensor) -> None:
-    """Copy in this thread: torch's own copy would wait for ever for its pool in a forked child."""
-    np.copyto(target.detach().numpy(), source.detach().numpy())
+    """Copy between tensors of one dtype in this thread.
+
+    torch's own copy would wait for ever for its pool in a forked child.
+    """
+    np.copyto(_bits(target), _bits(source))
 
 
-def new_state(param: Tensor, value: float, what: str) -> Tensor:
+def _bits(tensor: Tensor) -> NDArray[Any]:
+    """The tensor's memory; bfloat16, which NumPy does not know, as int16."""
+    known = tensor.detach()
+    return (known.view(torch.int16) if known.dtype == torch.bfloat16 else known).numpy()
+
+
+def widened(tensor: Tensor) -> NDArray[np.float64]:
+    """A copy of the values in float64, made in this thread as `copy_elements` does."""
+    if tensor.dtype == torch.bfloat16:  # the upper half of a float32
+        upper = np.asarray(_bits(tensor).astype(np.uint32) << 16)  # an array also of no dimensions
+        return upper.view(np.float32).astype(np.float64)
+    return _bits(tensor).astype(np.float64)
+
+
+def assign(tensor: Tensor, values: NDArray[np.float64]) -> None:
+    """Round values into a tensor, in this thread; into 16 bits by way of a step's float32."""
+    target = _bits(tensor)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, as in any step
+        if tensor.dtype not in HALF:
+            np.copyto(target, values, casting="same_kind")
+        elif tensor.dtype == torch.float16:
+            np.copyto(target, values.astype(np.float32), casting="same_kind")
+        else:
+            bits = np.asarray(values.astype(np.float32)).view(np.uint32)
+            nearest = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16  # ties to even
+            nearest = np.where(np.isnan(values), np.uint32(0x7FC0), nearest)
+            np.copyto(target, nearest.astype(np.uint16).view(np.int16))
+
+
+def new_state(param: Tensor, what: str, start: float | None) -> Tensor:
     """Make a state of a layer, filled in this thread as `copy_elements` copies.
 
     Parameters
     ----------
     param : Tensor
         The layer's parameter; the state has its shape and order of dimensions.
-    value : float
-        What the state starts from.
     what : str
         The parameter's name in errors.
+    start : float or None
+        What the state starts from; None copies the weights.
 
     Raises
     ------
@@ -196,9 +272,61 @@ def new_state(param: Tensor, value: float, what: str) -> Tensor:
         Where no kernel serves the parameter.
     """
     check_tensor(param, what)
-    state = torch.empty_like(param, memory_format=torch.preserve_format, requires_grad=False)
-    state.numpy().fill(value)
+    state = torch.empty_like(
+        param,
+        dtype=state_dtype(param),
+        memory_format=torch.preserve_format,
+        requires_grad=False,
+    )
+    state.numpy()[...] = widened(param) if start is None else start
     return state
+
+
+def check_saved_state(rule: Rule, group: Group, param: Tensor, saved: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint's state of a parameter that these options do not make.
+
+    Parameters
+    ----------
+    rule : Rule
+    group : mapping
+        The options that it would be used with.
+    param : Tensor
+    saved : mapping
+        By key; None counts as missing, and a parameter that took no step has nothing. States that
+        the rule has and the options do not use are welcome.
+
+    Raises
+    ------
+    ValueError
+        It names the keys that are missing or unknown, or the state of another shape or kind.
+    """
+    saved = {key: value for key, value in saved.items() if value is not None}
+    if not saved:
+        return  # it has not taken a step
+    extra = saved.keys() - {*rule.states, MASTER, "step"}
+    if extra:
+        raise ValueError(
+            f"it holds {', '.join(map(repr, sorted(extra)))}, which rule {rule.name!r} does not "
+            "have; load it into the optimizer that saved it"
+        )
+    needed = rule.used(group)
+    if rule.torch_saves_step and rule.counts_steps(group):
+        needed = (*needed, "step")
+    missing = [key for key in needed if key not in saved]
+    if missing:
+        raise ValueError(
+            f"it lacks {', '.join(map(repr, missing))}, which these options need; load it with the "
+            "options that it was saved with, or leave this parameter's state out to start it anew"
+        )
+    for key, value in saved.items():
+        if key != "step":
+            if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
+                raise ValueError(
+                    f"{key!r} is {value!r:.80}, not a tensor of floating-point numbers"
+                )
+            check_shape(value, repr(key), param)
+        elif isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"'step' has shape {tuple(value.shape)}, but is one number")
 
 
 def dense_like(param: Tensor) -> Tensor:
@@ -253,19 +381,19 @@ def check_layers(
         group = groups[layers[i][0]]
         written.append((name, check_tensor(param, name)))
         what = f"the gradient of {name}"
-        read.append((what, check_tensor(grad, what, param)))
+        read.append((what, check_gradient(grad, what, param)))
         step = steps[i]
         if step is not None:
             what = f"the step counter of {name}"
             written.append((what, check_step(step, what)))
         elif needs_step(rule, group):
             raise ValueError(f"{name} needs a step counter, but steps[{i}] is None")
-        for key in rule.used(group):
+        for key in states_of(rule, group, param):
             state = states[key][i] if key in states else None
             what = f"state {key!r} of {name}"
             if state is None:
                 raise ValueError(f"{what} is missing; create it before the step")
-            written.append((what, check_tensor(state, what, param)))
+            written.append((what, check_state(state, what, param)))
     check_disjoint(written, read)
     return layers
 

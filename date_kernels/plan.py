@@ -17,9 +17,22 @@ import torch
 from torch import Tensor
 
 from . import native
-from .layers import Call, States, check_layers, copy_elements, dense_like, layout, name_in
+from .layers import (
+    HALF,
+    MASTER,
+    Call,
+    States,
+    check_layers,
+    copy_elements,
+    dense_like,
+    layout,
+    name_in,
+    state_dtype,
+    states_of,
+)
+from .options import Group
 from .reference import Telemetry
-from .rules import RULES, Group, Rule, check_group, hyper_row, is_measured, needs_step, trust_row
+from .rules import RULES, Rule, check_group, hyper_row, is_measured, needs_step, trust_row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -229,7 +242,9 @@ class Plan:
             _, fields, _ = self._native.FAMILIES[self.rule.name]
             built.rows = (
                 _table([hyper_row(self.rule, *layer, scale) for layer in layers], fields),
-                _table([trust_row(*layer) for layer in layers], self._native.TRUST_FIELDS),
+                _table(
+                    [trust_row(self.rule, *layer) for layer in layers], self._native.TRUST_FIELDS
+                ),
             )
             built.rows_of = rows_of
         return built.rows
@@ -245,6 +260,7 @@ class Plan:
                 is_measured(group, excluded=False),
                 self.rule.used(group),
                 needs_step(self.rule, group),
+                group["master_weights"],
                 group["max_grad_norm"] is not None,
                 group["on_nonfinite"],
             )
@@ -269,28 +285,46 @@ class Plan:
         copies: list[tuple[Tensor, Tensor]] = []
         gradient_copies: list[tuple[int, Tensor]] = []
         written: list[Tensor] = []
-        table = np.zeros((len(params), 4 + self._native.MAX_STATES), dtype=np.int64)
+        table = np.zeros((len(params), 8 + self._native.MAX_STATES), dtype=np.int64)
+        codes = {getattr(torch, name): code for code, name in enumerate(self._native.TYPES)}
 
-        def visible(tensor: Tensor, like: Tensor) -> int:
+        def copy_of(tensor: Tensor, like: Tensor) -> Tensor:
+            return torch.empty_like(like, dtype=tensor.dtype, device=tensor.device)
+
+        def visible(tensor: Tensor | None, like: Tensor | None = None) -> int:
             """The address that kernels see: the tensor's own, or a copy's in the layer's layout."""
+            if tensor is None:
+                return 0
             written.append(tensor)
-            if layout(tensor) == layout(like):
+            if like is None or layout(tensor) == layout(like):
                 return tensor.data_ptr()
-            copies.append((tensor, torch.empty_like(like, device=tensor.device)))
+            copies.append((tensor, copy_of(tensor, like)))
             return copies[-1][1].data_ptr()
 
         for i, (param, grad, step) in enumerate(zip(params, grads, steps, strict=True)):
             group = groups[layers[i][0]]
             like = dense_like(param)
             if layout(grad) != layout(like):
-                gradient_copies.append((i, torch.empty_like(like, device=param.device)))
-            table[i, :4] = visible(param, like), 0, param.numel(), layer_options.index(layers[i])
-            if step is not None:
-                table[i, 1] = visible(step, step)
+                gradient_copies.append((i, copy_of(grad, like)))
+            used = states_of(self.rule, group, param)
+            weights = visible(param, like)
+            rounded = weights if param.dtype in HALF else 0
+            weights_type = param.dtype
+            if MASTER in used:
+                weights, weights_type = visible(states[MASTER][i], like), state_dtype(param)
+            table[i, :8] = (
+                weights,
+                codes[weights_type],
+                codes[grad.dtype],
+                rounded,
+                codes[param.dtype],
+                visible(step),
+                param.numel(),
+                layer_options.index(layers[i]),
+            )
             for k, key in enumerate(self.rule.states):
-                state = states[key][i] if key in self.rule.used(group) else None
-                if state is not None:
-                    table[i, 4 + k] = visible(state, like)
+                if key in used:
+                    table[i, 8 + k] = visible(states[key][i], like)
 
         clips = bool(groups) and groups[0]["max_grad_norm"] is not None
         skips = bool(groups) and groups[0]["on_nonfinite"] == "skip"

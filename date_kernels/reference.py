@@ -7,15 +7,16 @@ One layer's step is ::
 and `step` takes it for the layers of all groups. Backends are held to `trust_ratio` by their ratio
 and to `update` with that ratio given, which tells the norms' rounding from the rule's.
 
-Sources: LARS (You, Gitman, Ginsburg 2017); LEGW and its SC'19 version DATE (You et al. 2019);
-LIMIT ("The limit of the batch size"); AdaBound (Luo et al. 2019).
+Sources: LARS (You, Gitman, Ginsburg 2017); LAMB (You et al. 2019); LEGW and its SC'19 version DATE
+(You et al. 2019); LIMIT ("The limit of the batch size"); AdaBound (Luo et al. 2019); each rule's
+paper in its docstring. Where a paper and torch differ the rule is torch's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -35,6 +36,7 @@ class Layer:
     rule : str
         A key of `RULES`.
     weight : ndarray of float64
+        The master weights where the layer has them, else the parameter.
     gradient : ndarray of float64, the weight's shape
         Unscaled, clipped and signed (`prepare`).
     state : mapping of str to ndarray
@@ -148,26 +150,49 @@ def is_measured(group: Group) -> bool:
     return bool(group["trust"]) and not exempt
 
 
-def decayed(layer: Layer) -> Array:
-    """Return ``d = g + lambda*w`` (coupled decay).
+def rate(layer: Layer) -> float:
+    """Return the learning rate of the layer's step: AdaGrad's ``lr_decay`` is torch's."""
+    lr: float = layer.group["lr"]
+    lr_decay: float = layer.group.get("lr_decay", 0.0)
+    return lr / (1 + (layer.k - 1) * lr_decay)
 
-    Without decay the weights stay out of it: 0 * inf would be NaN.
+
+def decay_in(where: str, group: Group) -> float:
+    """Return ``lambda`` where the group has its weight decay in that place, else 0.
+
+    ``"gradient"`` is coupled decay (L2), ``"update"`` LAMB's, ``"weights"`` decoupled (AdamW).
     """
-    decay: float = layer.group["weight_decay"]
-    return layer.gradient if decay == 0 else layer.gradient + decay * layer.weight
+    decay: float = group["weight_decay"]
+    return decay if group["weight_decay_in"] == where else 0.0
 
 
-def place(ratio: float, group: Group) -> tuple[float, float]:
+def add_decay(x: Array, decay: float, weight: Array) -> Array:
+    """Return ``x + lambda*w``. Without decay the weights stay out of it: 0 * inf would be NaN."""
+    return x if decay == 0 else x + decay * weight
+
+
+def decayed(layer: Layer) -> Array:
+    """Return ``d``: the gradient, and ``lambda*w`` where decay is coupled."""
+    return add_decay(layer.gradient, decay_in("gradient", layer.group), layer.weight)
+
+
+def place(layer: Layer, ratio: float) -> tuple[float, float]:
     """Return what multiplies the entry to a momentum buffer and what multiplies the direction.
 
-    ``"outside"`` is DATE 3.5 and LIMIT 6.3, ``"inside"`` LARS, ``"ratio_inside"`` LARC and timm.
+    ``"outside"`` is DATE 3.5 and LIMIT 6.3, and all that a rule without a buffer has; ``"inside"``
+    is LARS, ``"ratio_inside"`` LARC and timm.
     """
-    lr: float = group["lr"]
-    if group["momentum"] == 0 or group["momentum_scaling"] == "outside":
-        return 1.0, lr * ratio
-    if group["momentum_scaling"] == "inside":
-        return lr * ratio, 1.0
-    return ratio, lr
+    scaling = layer.group.get("momentum_scaling", "outside")
+    if scaling == "outside":
+        return 1.0, rate(layer) * ratio
+    if scaling == "inside":
+        return rate(layer) * ratio, 1.0
+    return ratio, rate(layer)
+
+
+def root(square: Array, eps: float, *, inside: bool = False) -> Array:
+    """Return ``sqrt(square) + eps``, or ``sqrt(square + eps)`` with `eps` inside."""
+    return np.sqrt(square + eps) if inside else np.sqrt(square) + eps
 
 
 def sgd(d: Array, state: State, k: int, inside: float, group: Group) -> Array:
@@ -186,10 +211,11 @@ def sgd(d: Array, state: State, k: int, inside: float, group: Group) -> Array:
 
 
 def rmsprop(d: Array, state: State, k: int, inside: float, group: Group) -> Array:
-    """RMSprop, as torch's or TensorFlow 1's (`rmsprop_root`).
+    """RMSprop, as torch's or with TensorFlow 1's root.
 
     ``v <- alpha*v + (1-alpha)*d^2``; where centered, ``gbar <- gbar + (1-alpha)*(d-gbar)``;
-    ``x = inside*d / root``; ``b <- mu*b + x``; ``u = b``, or ``x`` without momentum.
+    ``x = inside*d / (sqrt(v) + eps)``, or ``/ sqrt(v + eps)`` (TensorFlow 1), with ``v - gbar^2``
+    for ``v`` where centered; ``b <- mu*b + x``; ``u = b``, or ``x`` without momentum.
     """
     v = state["square_avg"]
     v *= group["alpha"]
@@ -197,7 +223,8 @@ def rmsprop(d: Array, state: State, k: int, inside: float, group: Group) -> Arra
     if group["centered"]:
         mean = state["grad_avg"]
         mean += (1 - group["alpha"]) * (d - mean)
-    x = inside * (d / rmsprop_root(state, group))
+    variance = rmsprop_variance(state, group)
+    x = inside * (d / root(variance, group["eps"], inside=group["eps_inside_sqrt"]))
     if group["momentum"] == 0:
         return x
     b = state["momentum_buffer"]
@@ -213,26 +240,94 @@ def rmsprop_variance(state: State, group: Group) -> Array:
     return np.maximum(state["square_avg"] - np.square(state["grad_avg"]), 0.0)  # NaN stays NaN
 
 
-def rmsprop_root(state: State, group: Group) -> Array:
-    """Return ``sqrt(variance) + eps`` (torch) or ``sqrt(variance + eps)`` (TensorFlow 1)."""
-    variance = rmsprop_variance(state, group)
-    eps: float = group["eps"]
-    return np.sqrt(variance + eps) if group["eps_inside_sqrt"] else np.sqrt(variance) + eps
+def adagrad(d: Array, state: State, k: int, inside: float, group: Group) -> Array:
+    """AdaGrad (Duchi, Hazan, Singer 2011), as torch's.
+
+    ``a <- a + d^2``; ``u = d / (sqrt(a) + eps)``.
+    """
+    a = state["sum"]
+    a += np.square(d)
+    return d / root(a, group["eps"])
+
+
+def adam(d: Array, state: State, k: int, inside: float, group: Group) -> Array:
+    """Adam (Kingma and Ba 2015) and AMSGrad (Reddi, Kale, Kumar 2018), as torch's.
+
+    ``m <- m + (1-beta1)*(d-m)``; ``v <- beta2*v + (1-beta2)*d^2``; AMSGrad's ``x <- max(x, v)``
+    stands for ``v`` then; ``u = (m/c1) / (sqrt(v/c2) + eps)`` (`adam_corrections`).
+    """
+    beta1, beta2 = group["betas"]
+    mean, square = state["exp_avg"], state["exp_avg_sq"]
+    mean += (1 - beta1) * (d - mean)
+    square *= beta2
+    square += (1 - beta2) * np.square(d)
+    if group["amsgrad"]:
+        largest = state["max_exp_avg_sq"]
+        square = np.maximum(largest, square, out=largest)  # NaN stays NaN
+    c1, c2 = adam_corrections(k, group)
+    return (mean / c1) / root(square / c2, group["eps"])
+
+
+def adam_corrections(k: int, group: Group) -> tuple[float, float]:
+    """Return the bias corrections ``1 - beta1^k`` and ``1 - beta2^k``, or 1 without them."""
+    if not group["bias_correction"]:
+        return 1.0, 1.0
+    beta1, beta2 = group["betas"]
+    return 1 - beta1**k, 1 - beta2**k
+
+
+def adadelta(d: Array, state: State, k: int, inside: float, group: Group) -> Array:
+    """Adadelta (Zeiler 2012), as torch's.
+
+    ``v <- rho*v + (1-rho)*d^2``; ``u = sqrt(a+eps)/sqrt(v+eps) * d``;
+    ``a <- rho*a + (1-rho)*u^2``: of the rule's own ``u``, whatever multiplies it.
+    """
+    rho, eps = group["rho"], group["eps"]
+    v, a = state["square_avg"], state["acc_delta"]
+    v *= rho
+    v += (1 - rho) * np.square(d)
+    u = root(a, eps, inside=True) / root(v, eps, inside=True) * d
+    a *= rho
+    a += (1 - rho) * np.square(u)
+    return u
 
 
 Rule: TypeAlias = Callable[[Array, State, int, float, Group], Array]
 
-RULES: dict[str, Rule] = {"sgd": sgd, "rmsprop": rmsprop}
-"""Every family: ``rule(d, state, k, inside, group)`` advances the state and returns ``u``."""
+RULES: dict[str, Rule] = {
+    "sgd": sgd,
+    "rmsprop": rmsprop,
+    "adagrad": adagrad,
+    "adam": adam,
+    "adadelta": adadelta,
+}
+"""Every family: ``rule(d, state, k, inside, group)`` advances the state and returns ``u``.
+
+``inside`` is 1 for rules without a momentum buffer.
+"""
+
+
+def advance(layer: Layer, inside: float) -> Array:
+    """Advance the layer's state and return its update ``u``, decay in the update included.
+
+    ``u <- u + inside*lambda*w``: the decay does not enter a momentum buffer, but is scaled as what
+    does, so that rate and ratio multiply it once in every form of momentum scaling.
+    """
+    u = RULES[layer.rule](decayed(layer), layer.state, layer.k, inside, layer.group)
+    return add_decay(u, decay_in("update", layer.group), inside * layer.weight)
 
 
 def measured(layer: Layer) -> Array:
-    """Return what the ratio's denominator is the norm of; the layer's state stays as it is."""
+    """Return what the ratio's denominator is the norm of; the layer's state stays as it is.
+
+    ``trust_weight_decay="combined"`` counts the decay wherever the group has it.
+    """
     group = layer.group
     if group["trust_of"] == "update":
-        advanced = {key: value.copy() for key, value in layer.state.items()}
-        return RULES[layer.rule](decayed(layer), advanced, layer.k, 1.0, group)
-    return decayed(layer) if group["trust_weight_decay"] == "combined" else layer.gradient
+        state = {key: value.copy() for key, value in layer.state.items()}
+        return advance(replace(layer, state=state), 1.0)
+    combined = group["weight_decay"] if group["trust_weight_decay"] == "combined" else 0.0
+    return add_decay(layer.gradient, combined, layer.weight)
 
 
 def trust_ratio(layer: Layer) -> TrustRatio:
@@ -256,20 +351,22 @@ def trust_ratio(layer: Layer) -> TrustRatio:
         raw = group["trust_coefficient"] * phi / (denominator + group["trust_eps"])
         if group["trust_clip_by_lr"]:
             # min(raw / lr, 1), and 1 where lr is 0
-            raw = raw / group["lr"] if raw < group["lr"] else 1.0
+            raw = raw / rate(layer) if raw < rate(layer) else 1.0
     ratio, hit = clamp(raw, *trust_bounds(group, layer.k))
     return TrustRatio(weight_norm, measured_norm, raw, ratio, hit)
 
 
 def update(layer: Layer, ratio: float) -> None:
-    """Take the layer's step with a given ratio, ``w <- w - out*u``, in place.
+    """Take the layer's step with a given ratio, in place.
 
-    A ratio of NaN makes the layer NaN.
+    ``w <- (1 - lr*lambda)*w`` where decay is of the weights, then ``w <- w - out*u``. A ratio of
+    NaN makes the layer NaN.
     """
     with np.errstate(all="ignore"):  # a run that diverges ends in inf and NaN here as elsewhere
-        inside, outside = place(ratio, layer.group)
-        u = RULES[layer.rule](decayed(layer), layer.state, layer.k, inside, layer.group)
+        inside, outside = place(layer, ratio)
+        u = advance(layer, inside)
         weight = layer.weight
+        weight *= 1 - rate(layer) * decay_in("weights", layer.group)
         weight -= outside * u
 
 
@@ -323,19 +420,21 @@ def layers(
     steps: Sequence[Array | None],
     groups: Sequence[Group],
 ) -> list[Layer]:
-    """Return the layers in the order of `params`, whose arrays they share.
+    """Return the layers in the order of `params`; they share the arrays.
 
     The arguments are those of `step`, but for the gradients, which come from `prepare`.
     """
+    masters = states.get("master", [None] * len(params))
+    rule_states = {key: of for key, of in states.items() if key != "master"}
     made = {}
     for group in groups:
         for position, i in enumerate(group["params"]):
             excluded = "exclude" in group and group["exclude"][position]
             options = {**group, "trust": False, "weight_decay": 0.0} if excluded else group
-            state = {key: array for key, of in states.items() if (array := of[i]) is not None}
-            count = steps[i]
-            k = 1 if count is None else int(count) + 1
-            made[i] = Layer(rule, params[i], gradients[i], state, k, options)
+            state = {key: array for key, of in rule_states.items() if (array := of[i]) is not None}
+            weight = params[i] if (master := masters[i]) is None else master
+            k = 1 if (count := steps[i]) is None else int(count) + 1
+            made[i] = Layer(rule, weight, gradients[i], state, k, options)
     return [made[i] for i in range(len(params))]
 
 
@@ -359,7 +458,9 @@ def step(
     params, grads : sequence of ndarray of float64
         A layer each.
     states : mapping of str to sequence of (ndarray or None)
-        By torch's keys; None where the layer's options do not use the state.
+        By torch's keys; None where the layer's options do not use the state. ``master`` holds
+        master weights: where a layer has them the step is theirs, and the parameter takes their
+        values after it, for the caller to round.
     steps : sequence of (0-d ndarray or None)
         Steps taken before this one; None where the layer keeps no count, whose steps all count as
         its first.
@@ -394,13 +495,14 @@ def step(
     if looks and not all(np.isfinite(gradient).all() for gradient in gradients):
         return _telemetry(*nothing, total_norm, clip)
     ratios, skipped = [], []
-    for layer, count in zip(
-        layers(rule, params, gradients, states, steps, groups), steps, strict=True
+    for layer, param, count in zip(
+        layers(rule, params, gradients, states, steps, groups), params, steps, strict=True
     ):
         ratios.append(trust_ratio(layer))
         skipped.append(skip and math.isnan(ratios[-1].ratio))
         if not skipped[-1]:
             update(layer, ratios[-1].ratio)
+            param[...] = layer.weight
             if count is not None:
                 count[...] += 1
     return _telemetry(ratios, skipped, total_norm, clip)

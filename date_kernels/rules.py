@@ -9,43 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
-Group = Mapping[str, Any]
+from .options import CHOICES, COMMON_OPTIONS, Group, finite, number
 
-COMMON_OPTIONS: dict[str, Any] = {
-    "weight_decay": 0.0,
-    "maximize": False,
-    "max_grad_norm": None,
-    "on_nonfinite": "propagate",
-    "trust": False,
-    "trust_of": "gradient",
-    "trust_weight_decay": "ignored",
-    "trust_coefficient": 1.0,
-    "trust_lower": 0.0,
-    "trust_upper": math.inf,
-    "trust_bounds": "constant",
-    "trust_final": None,
-    "trust_gamma": None,
-    "trust_eps": 0.0,
-    "trust_zero_norm": 1.0,
-    "trust_weight_norm_bounds": None,
-    "trust_clip_by_lr": False,
-    "trust_skip_without_decay": False,
-}
-"""Options that every rule has, with their defaults. A group must state ``lr`` itself."""
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "on_nonfinite": ("propagate", "skip"),
-    "trust_of": ("gradient", "update"),
-    "trust_weight_decay": ("ignored", "added", "combined"),
-    "trust_bounds": ("constant", "adabound"),
-    "momentum_scaling": ("outside", "inside", "ratio_inside"),
-}
-"""The words an option may be."""
+def _given_rate(group: Group, k: int) -> float:
+    return float(group["lr"])
 
 
 @dataclass(frozen=True)
@@ -68,6 +41,15 @@ class Rule:
         Raises ValueError for options that contradict each other or leave their range.
     row : callable
         ``row(group, k)``: the rule's own fields of a row at the layer's step ``k``, 1-based.
+    variants : mapping
+        Options by name that together reach every loop and every option of the rule: what tests
+        and benchmarks run over.
+    starts : mapping
+        The option that a state starts from, by the state's key; other states start from 0.
+    rate : callable
+        ``rate(group, k)``: the learning rate of step ``k``.
+    torch_saves_step : bool
+        Whether the checkpoints of torch's twin hold a step counter.
     """
 
     name: str
@@ -77,6 +59,14 @@ class Rule:
     counts_steps: Callable[[Group], bool]
     check: Callable[[Group], None]
     row: Callable[[Group, int], dict[str, float]]
+    variants: Mapping[str, Mapping[str, Any]]
+    starts: Mapping[str, str] = field(default_factory=dict)
+    rate: Callable[[Group, int], float] = _given_rate
+    torch_saves_step: bool = True
+
+    def start(self, state: str, group: Group) -> float:
+        """What a state starts from."""
+        return float(group[self.starts[state]]) if state in self.starts else 0.0
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -97,48 +87,28 @@ class Rule:
         Raises
         ------
         ValueError
-            Where ``lr`` is missing.
+            Where ``lr`` is missing, or an option is a tensor of several elements.
         """
         if "lr" not in group:
             raise ValueError("a group must state its learning rate: 'lr' is missing")
         complete = {**COMMON_OPTIONS, **self.options, **group}
-        for key in (*self.keys, "params", "exclude"):
-            value: Any = complete.get(key)
-            if isinstance(value, list):
-                complete[key] = tuple(value)
-            elif hasattr(value, "item"):
-                complete[key] = value.item()
+        for key in self.keys:
+            complete[key] = _plain(complete[key], key)
+        for key in ("params", "exclude"):
+            if isinstance(complete.get(key), list):
+                complete[key] = tuple(complete[key])
         return complete
 
 
-def number(
-    group: Group, key: str, *, below: float = math.inf, what: str = "", low: float = 0.0
-) -> float:
-    """The option as a float in ``[low, below)``, or in ``[low, inf]`` without `below`.
-
-    Raises
-    ------
-    ValueError
-        In torch's words: ``Invalid <what>: <value>``.
-    """
-    value = group[key]
+def _plain(value: Any, key: str) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(part, key) for part in value)
+    if not hasattr(value, "item"):
+        return value
     try:
-        x = float(value)
-    except (TypeError, ValueError):
-        x = math.nan
-    inside = low <= x < below if below != math.inf else low <= x
-    if not inside or isinstance(value, str):
-        bound = f"in [{low}, {below})" if below != math.inf else f"at least {low}"
-        raise ValueError(f"Invalid {what or key + ' value'}: {value}; {key} must be {bound}")
-    return x
-
-
-def finite(group: Group, key: str, *, what: str = "", low: float = 0.0) -> float:
-    """As `number`, and not infinite."""
-    x = number(group, key, what=what, low=low)
-    if math.isinf(x):
-        raise ValueError(f"Invalid {what or key + ' value'}: {x}; {key} must be finite")
-    return x
+        return value.item()
+    except (RuntimeError, ValueError):
+        raise ValueError(f"Invalid {key} value: {value}; {key} must be one number") from None
 
 
 def check_group(rule: Rule, group: Group) -> None:
@@ -168,10 +138,27 @@ def check_group(rule: Rule, group: Group) -> None:
             "Invalid max_grad_norm value: 0; it must be above 0, or None for no clipping"
         )
     rule.check(group)
-    _check_trust(rule, group)
+    _check_trust(group)
+    if group["momentum_scaling"] != "outside":
+        _check_momentum_scaling(rule, group)
 
 
-def _check_trust(rule: Rule, group: Group) -> None:
+def _check_momentum_scaling(rule: Rule, group: Group) -> None:
+    scaling = group["momentum_scaling"]
+    if group.get("momentum", 0) == 0:
+        raise ValueError(
+            f"momentum_scaling={scaling!r} needs a momentum buffer, but "
+            + ("momentum is 0" if "momentum" in rule.options else f"rule {rule.name!r} has none")
+            + "; use momentum_scaling='outside', which is the same without one"
+        )
+    if group["trust_of"] == "update":
+        raise ValueError(
+            f"momentum_scaling={scaling!r} with trust_of='update' is circular: the buffer would "
+            "depend on the ratio that its own norm decides; use 'outside'"
+        )
+
+
+def _check_trust(group: Group) -> None:
     for key in ("trust_coefficient", "trust_eps", "trust_zero_norm"):
         finite(group, key)
     number(group, "trust_upper")
@@ -188,32 +175,20 @@ def _check_trust(rule: Rule, group: Group) -> None:
                 )
     if group["trust_weight_norm_bounds"] is not None:
         _check_weight_norm_bounds(group["trust_weight_norm_bounds"])
-    if group["trust_of"] == "update":
-        if group["trust_weight_decay"] != "ignored":
-            raise ValueError(
-                f"trust_weight_decay={group['trust_weight_decay']!r} is for "
-                "trust_of='gradient': "
-                "an update's norm holds its decay already"
-            )
-        if group.get("momentum_scaling", "outside") != "outside":
-            raise ValueError(
-                f"momentum_scaling={group['momentum_scaling']!r} with "
-                "trust_of='update' is circular: "
-                "the buffer would depend on the ratio that its own norm decides; use 'outside'"
-            )
-        if group["trust"]:
-            raise ValueError(
-                f"trust_of='update' is not there for rule {rule.name!r} yet; use 'gradient'"
-            )
+    if group["trust_of"] == "update" and group["trust_weight_decay"] != "ignored":
+        raise ValueError(
+            f"trust_weight_decay={group['trust_weight_decay']!r} is for trust_of='gradient': an "
+            "update's norm holds its decay already"
+        )
 
 
 def _check_weight_norm_bounds(bounds: Any) -> None:
     pair = bounds if isinstance(bounds, tuple) else ()
     numbers = len(pair) == 2 and all(isinstance(bound, (int, float)) for bound in pair)
-    if not numbers or not 0 <= pair[0] <= pair[1]:
+    if not numbers or not 0 <= pair[0] <= pair[1] or math.isinf(pair[0]):
         raise ValueError(
             f"Invalid trust_weight_norm_bounds value: {bounds!r}; take None or (low, high) "
-            "with 0 <= low <= high"
+            "with 0 <= low <= high, low finite"
         )
 
 
@@ -234,19 +209,24 @@ def hyper_row(
 ) -> dict[str, float]:
     """The row of hyper-parameters of a layer at its step `k`, 1-based (``csrc/rules``)."""
     decay = 0.0 if excluded else float(group["weight_decay"])
-    scaling = group.get("momentum_scaling", "outside")
+    place = group["weight_decay_in"]
+    scaling = group["momentum_scaling"]
+    rate = rule.rate(group, k)
     return {
-        "lr": float(group["lr"]),
+        "lr": rate,
         "lr_inside": float(scaling == "inside"),
         "ratio_inside": float(scaling != "outside"),
         "gradient_scale": (-1.0 if group["maximize"] else 1.0) / grad_scale,
-        "decay": decay,
+        "gradient_decay": decay if place == "gradient" else 0.0,
+        "update_decay": decay if place == "update" else 0.0,
+        "weight_scale": 1.0 - rate * decay if place == "weights" else 1.0,
+        "of_update": float(group["trust_of"] == "update"),
         "measured_decay": decay if group["trust_weight_decay"] == "combined" else 0.0,
         **rule.row(group, k),
     }
 
 
-def trust_row(group: Group, excluded: bool, k: int) -> dict[str, float]:
+def trust_row(rule: Rule, group: Group, excluded: bool, k: int) -> dict[str, float]:
     """The row of the bounded trust ratio of a layer at its step `k`, 1-based.
 
     The moving bounds are AdaBound's (Luo et al. 2019), which DATE names as the model of its own.
@@ -267,22 +247,12 @@ def trust_row(group: Group, excluded: bool, k: int) -> dict[str, float]:
         "weight_norm_lower": phi[0],
         "weight_norm_upper": phi[1],
         "clip_by_lr": float(group["trust_clip_by_lr"]),
-        "lr": float(group["lr"]),
+        "lr": rule.rate(group, k),
     }
 
 
-def _check_momentum(group: Group) -> None:
-    momentum = finite(group, "momentum")
-    if group["momentum_scaling"] != "outside" and momentum == 0:
-        raise ValueError(
-            f"momentum_scaling={group['momentum_scaling']!r} needs a momentum "
-            "buffer, but momentum is 0; "
-            "use momentum_scaling='outside', which is the same without one"
-        )
-
-
 def _check_sgd(group: Group) -> None:
-    _check_momentum(group)
+    finite(group, "momentum")
     finite(group, "dampening", low=-math.inf)
     if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
         raise ValueError(
@@ -306,7 +276,6 @@ SGD = Rule(
         "momentum": 0.0,
         "dampening": 0.0,
         "nesterov": False,
-        "momentum_scaling": "outside",
     },
     used=lambda group: ("momentum_buffer",) if group["momentum"] != 0 else (),
     # The first step is undamped, and a buffer that exists does not prove a first step: it may have
@@ -314,13 +283,24 @@ SGD = Rule(
     counts_steps=lambda group: bool(group["momentum"] != 0 and group["dampening"] != 0),
     check=_check_sgd,
     row=_sgd_row,
+    variants={
+        "plain": {},
+        "momentum": {"momentum": 0.9},
+        "dampened": {"momentum": 0.9, "dampening": 0.25},
+        "nesterov": {"momentum": 0.9, "nesterov": True},
+    },
+    torch_saves_step=False,
 )
 
 
+def _check_eps(group: Group) -> None:
+    finite(group, "eps", what="epsilon value")
+
+
 def _check_rmsprop(group: Group) -> None:
-    _check_momentum(group)
+    finite(group, "momentum")
     number(group, "alpha", below=1.0)
-    finite(group, "eps")
+    _check_eps(group)
     finite(group, "initial_square_avg")
 
 
@@ -344,6 +324,8 @@ def _rmsprop_row(group: Group, k: int) -> dict[str, float]:
     }
 
 
+_RMSPROP_TF1 = {"alpha": 0.9, "eps": 1e-10, "eps_inside_sqrt": True, "initial_square_avg": 1.0}
+
 RMSPROP = Rule(
     name="rmsprop",
     states=("square_avg", "grad_avg", "momentum_buffer"),
@@ -352,7 +334,6 @@ RMSPROP = Rule(
         "eps": 1e-8,
         "momentum": 0.0,
         "centered": False,
-        "momentum_scaling": "outside",
         "eps_inside_sqrt": False,
         "initial_square_avg": 0.0,
     },
@@ -360,7 +341,105 @@ RMSPROP = Rule(
     counts_steps=lambda group: True,  # torch keeps one
     check=_check_rmsprop,
     row=_rmsprop_row,
+    variants={
+        "plain": {},
+        "centered": {"centered": True, "eps": 1e-3},
+        "momentum": {"alpha": 0.9, "momentum": 0.9},
+        "centered-momentum": {"centered": True, "eps": 1e-3, "momentum": 0.9},
+        "tf1": _RMSPROP_TF1,
+        "tf1-centered-momentum": {**_RMSPROP_TF1, "centered": True, "eps": 1e-3, "momentum": 0.9},
+    },
+    starts={"square_avg": "initial_square_avg"},
 )
 
-RULES: dict[str, Rule] = {rule.name: rule for rule in (SGD, RMSPROP)}
+
+def _check_adagrad(group: Group) -> None:
+    finite(group, "lr_decay")
+    finite(group, "initial_accumulator_value")
+    _check_eps(group)
+
+
+ADAGRAD = Rule(
+    name="adagrad",
+    states=("sum",),
+    options={"lr_decay": 0.0, "initial_accumulator_value": 0.0, "eps": 1e-10},
+    used=lambda group: ("sum",),
+    counts_steps=lambda group: True,
+    check=_check_adagrad,
+    row=lambda group, k: {"eps": float(group["eps"])},
+    variants={
+        "plain": {},
+        "decayed": {"lr_decay": 0.1},
+        "tf1": {"initial_accumulator_value": 0.1, "eps": 0.0},
+    },
+    starts={"sum": "initial_accumulator_value"},
+    rate=lambda group, k: float(group["lr"]) / (1.0 + (k - 1) * float(group["lr_decay"])),
+)
+
+
+def _check_adam(group: Group) -> None:
+    betas = group["betas"]
+    if not isinstance(betas, tuple) or len(betas) != 2:
+        raise ValueError(f"Invalid betas value: {betas!r}; betas must be a pair of numbers")
+    for index, beta in enumerate(betas):
+        number({"betas": beta}, "betas", below=1.0, what=f"beta parameter at index {index}")
+    _check_eps(group)
+
+
+def _adam_row(group: Group, k: int) -> dict[str, float]:
+    beta1, beta2 = map(float, group["betas"])
+    corrected = group["bias_correction"]
+    return {
+        "one_minus_beta1": 1.0 - beta1,
+        "beta2": beta2,
+        "one_minus_beta2": 1.0 - beta2,
+        "mean_scale": 1.0 / (1.0 - beta1**k) if corrected else 1.0,
+        "root_scale": 1.0 / math.sqrt(1.0 - beta2**k) if corrected else 1.0,
+        "eps": float(group["eps"]),
+        "amsgrad": float(group["amsgrad"]),
+    }
+
+
+ADAM = Rule(
+    name="adam",
+    states=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+    options={"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False, "bias_correction": True},
+    used=lambda group: (
+        "exp_avg",
+        "exp_avg_sq",
+        *(("max_exp_avg_sq",) if group["amsgrad"] else ()),
+    ),
+    counts_steps=lambda group: True,
+    check=_check_adam,
+    row=_adam_row,
+    variants={
+        "plain": {},
+        "amsgrad": {"betas": (0.8, 0.95), "amsgrad": True},
+        "uncorrected": {"bias_correction": False, "eps": 1e-6},
+    },
+)
+
+
+def _check_adadelta(group: Group) -> None:
+    if number(group, "rho") > 1:  # 1 itself is torch's, too
+        raise ValueError(f"Invalid rho value: {group['rho']}; rho must be in [0, 1]")
+    _check_eps(group)
+
+
+ADADELTA = Rule(
+    name="adadelta",
+    states=("square_avg", "acc_delta"),
+    options={"rho": 0.9, "eps": 1e-6},
+    used=lambda group: ("square_avg", "acc_delta"),
+    counts_steps=lambda group: True,
+    check=_check_adadelta,
+    row=lambda group, k: {
+        "rho": float(group["rho"]),
+        "one_minus_rho": 1.0 - float(group["rho"]),
+        "eps": float(group["eps"]),
+    },
+    variants={"plain": {}, "fast": {"rho": 0.7, "eps": 1e-3}},
+)
+
+RULES: dict[str, Rule] = {rule.name: rule for rule in (SGD, RMSPROP, ADAGRAD, ADAM, ADADELTA)}
 """Every family by name, in the order of ``csrc/rules/all.h``."""

@@ -2,17 +2,19 @@
 
 A rounding errs by at most half an eps of its result. Every bound counts the roundings that a term
 passes through and adds up the terms' absolute values: what cancels (``g`` against ``lambda*w``, a
-gradient against the buffer) keeps the error of its terms. Quotients and roots carry errors on.
+gradient against the buffer) keeps the error of its terms. Products, quotients and roots carry
+errors on. `Rounding` holds what one operation does to them; a rule's bound lists its operations.
 
-The count takes the options as the backend has them. One that its dtype has to round (0.1 in
-float32) adds half an eps to its terms; only roundings that all agree in sign would need it.
+A bound holds for kernels that round no more often than it counts, whatever they contract into fused
+multiply-adds, and whose options are rounded once from float64. The roundings' products, less than
+a millionth of their sum, are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -20,12 +22,120 @@ from numpy.typing import ArrayLike, DTypeLike
 from . import reference
 from .reference import Array, Layer
 
-Bound: TypeAlias = Callable[[Layer, Layer, float, float, float], tuple[Array, dict[str, Array]]]
+
+class Term(NamedTuple):
+    """A number of the reference as a backend may have it.
+
+    Attributes
+    ----------
+    size : ndarray or float
+        Its absolute value, or a bound of it.
+    error : ndarray or float
+        How far the backend's may lie from it.
+    least : float
+        What the backend's is never below.
+    """
+
+    size: Array
+    error: Array
+    least: float = 0.0
+
+    @property
+    def most(self) -> Array:
+        """Bound the backend's absolute value."""
+        return self.size + self.error
+
+
+def exact(x: Array) -> Term:
+    """Return what a backend has as it is."""
+    return Term(np.abs(x), np.zeros_like(x))
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What an arithmetic's operations do to errors.
+
+    Attributes
+    ----------
+    half : float
+        Half an eps: the relative error of one rounding.
+    tiny : float
+        The smallest normal number: what is smaller may be flushed to zero.
+    """
+
+    half: float
+    tiny: float
+
+    def sum(self, *parts: tuple[float, Term]) -> Array:
+        """Bound the error of ``c1*x1 + c2*x2 + ...``, or of ``c*x`` alone.
+
+        Three roundings of each part: its constant, their product (neither where the constant is 1
+        or -1) and the sum.
+        """
+        sums = len(parts) - 1
+        error: Array = np.asarray((len(parts) + sums) * self.tiny)
+        for constant, x in parts:
+            roundings = (0 if abs(constant) == 1 else 2) + sums
+            each = abs(constant) * roundings * self.half + self.tiny
+            error = error + abs(constant) * x.error + each * x.most
+        return error
+
+    def product(self, x: Term, y: Term) -> Term:
+        """Return ``x*y``, which rounds once."""
+        carried = x.size * y.error + y.size * x.error + x.error * y.error
+        return Term(x.size * y.size, carried + self.half * x.most * y.most + self.tiny)
+
+    def quotient(self, x: Term, y: Term) -> Term:
+        """Return ``x/y``, which rounds once.
+
+        ``|x'/y' - x/y| <= (|x'-x| + |x/y|*|y'-y|) / y'``.
+        """
+        size = x.size / y.size
+        carried = (x.error + size * y.error) / np.maximum(y.size - y.error, y.least)
+        return Term(size, carried + self.half * (size + carried) + self.tiny)
+
+    def root(self, square: Term, eps: float, *, inside: bool = False, scaled: bool = False) -> Term:
+        """Return ``sqrt(square) + eps``, or ``sqrt(square + eps)``, of what is not below 0.
+
+        `eps` is rounded once, as are the sum and the root; a `scaled` root, whose scale is in
+        `square`, by its scale and their product, too.
+        """
+        size = reference.root(square.size, eps, inside=inside)
+        option = Term(np.asarray(eps), np.asarray(self.half * eps + self.tiny))
+        least = max(eps - float(option.error), 0.0)
+        if inside:
+            square = Term(square.size + eps, self.sum((1.0, square), (1.0, option)))
+            error = root_error(square)
+            return Term(size, error + self.half * (size + error), (1 - self.half) * np.sqrt(least))
+        bare = np.sqrt(square.size)
+        error = root_error(square)
+        error = error + (3 if scaled else 1) * self.half * (bare + error)
+        return Term(size, self.sum((1.0, Term(bare, error)), (1.0, option)), least)
+
+
+def root_error(square: Term) -> Array:
+    """Bound ``|sqrt(x') - sqrt(x)|``, neither below 0.
+
+    It is ``|x'-x| / (sqrt(x') + sqrt(x))``, and never more than the root of the error.
+    """
+    lowest = np.sqrt(np.maximum(square.size - square.error, 0.0))
+    quotient: Array = square.error / (np.sqrt(square.size) + lowest)
+    return np.minimum(np.sqrt(square.error), quotient)
+
+
+STORAGE: dict[str, tuple[float, float]] = {
+    "float16": (2.0**-11, 2.0**-25),
+    "bfloat16": (2.0**-8, 2.0**-134),
+}
+"""By a 16-bit format's name: half its eps, and half its smallest subnormal number."""
+
+States: TypeAlias = dict[str, Array]
+Bound: TypeAlias = Callable[[Layer, Layer, float, Rounding], tuple[Term, States]]
 
 
 def tolerance(
-    layer: Layer, ratio: float, dtype: DTypeLike = np.float32
-) -> tuple[Array, dict[str, Array]]:
+    layer: Layer, ratio: float, dtype: DTypeLike = np.float32, storage: str | None = None
+) -> tuple[Array, States]:
     """Return how far a backend's step may lie from the reference's, given the same ratio.
 
     Parameters
@@ -35,112 +145,200 @@ def tolerance(
     ratio : float
         What both multiply the rate by.
     dtype : dtype
-        The backend's arithmetic.
+        The backend's arithmetic, and what it keeps states in.
+    storage : {"float16", "bfloat16"}, optional
+        What the weights are rounded to, once more, where they have no master. A weight that leaves
+        its range leaves the bound.
 
     Returns
     -------
     weight : ndarray of float64, the weight's shape
-        ``eps*|w| + |out|*bound(u)``: the one subtraction rounds `w` once.
     states : dict of str to ndarray of float64
         By torch's keys.
     """
-    eps = float(np.finfo(dtype).eps)
-    # What underflows, or is flushed to zero, errs by less than the smallest normal number, once a
-    # product; four stand in the longest chain.
-    tiny = 4 * float(np.finfo(dtype).smallest_normal)
+    rounding = _rounding(dtype)
+    after = _after(layer, ratio)
+    inside, outside = reference.place(layer, ratio)
+    with np.errstate(all="ignore"):  # infinite and NaN where the step is
+        u, states = BOUNDS[layer.rule](layer, after, inside, rounding)
+        u = decayed_update(layer, u, inside, rounding)
+        scale = 1 - reference.rate(layer) * reference.decay_in("weights", layer.group)
+        error = rounding.sum((scale, exact(layer.weight)), (-outside, u))
+        if storage is not None:
+            # The rounding errs by half an ulp of the backend's own result.
+            half, subnormal = STORAGE[storage]
+            error = error + half * (np.abs(after.weight) + error) + subnormal
+    return error, states
+
+
+def norm_tolerance(layer: Layer, dtype: DTypeLike = np.float32) -> float:
+    """Return how far the norm of a layer's update may lie from the reference's.
+
+    A norm errs by no more than the norm of its elements' errors; its sums in double add nothing
+    that counts. What cancels in an update (two averages' difference, a buffer against the decay)
+    may leave a norm that is mostly error.
+
+    Parameters
+    ----------
+    layer : Layer
+        Before the step, with ``trust_of="update"``.
+    dtype : dtype
+        The backend's arithmetic.
+    """
+    rounding = _rounding(dtype)
+    with np.errstate(all="ignore"):
+        u, _ = BOUNDS[layer.rule](layer, _after(layer, 1.0), 1.0, rounding)
+        return reference.norm(decayed_update(layer, u, 1.0, rounding).error)
+
+
+def _rounding(dtype: DTypeLike) -> Rounding:
+    finfo = np.finfo(dtype)
+    return Rounding(float(finfo.eps) / 2, float(finfo.smallest_normal))
+
+
+def _after(layer: Layer, ratio: float) -> Layer:
     state = {key: array.copy() for key, array in layer.state.items()}
     after = replace(layer, weight=layer.weight.copy(), state=state)
     reference.update(after, ratio)
-    inside, outside = reference.place(ratio, layer.group)
-    with np.errstate(all="ignore"):  # infinite and NaN where the step is
-        bound, states = BOUNDS[layer.rule](layer, after, inside, eps, tiny)
-        weight: Array = eps * np.abs(layer.weight) + abs(outside) * bound + tiny
-    return weight, states
+    return after
 
 
-def gradient_terms(layer: Layer) -> Array:
-    """Return ``|g| + |lambda*w|``, the terms of ``d``.
+def decayed_gradient(layer: Layer, rounding: Rounding) -> Term:
+    """Return ``d``: two roundings of ``g``, its scale's and their product's, and ``+ lambda*w``."""
+    g = Term(np.abs(layer.gradient), 2 * rounding.half * np.abs(layer.gradient) + rounding.tiny)
+    decay = reference.decay_in("gradient", layer.group)
+    if decay == 0:
+        return g
+    error = rounding.sum((1.0, g), (decay, exact(layer.weight)))
+    return Term(np.abs(reference.decayed(layer)), error)
 
-    ``d`` carries three roundings of them: the gradient's scale and its product (the decay's product
-    likewise), and the sum.
-    """
-    decay: float = layer.group["weight_decay"]
-    return np.abs(layer.gradient) + decay * np.abs(layer.weight)
+
+def decayed_update(layer: Layer, u: Term, inside: float, rounding: Rounding) -> Term:
+    """Return ``u + inside*lambda*w``: two constants and two products round the decay."""
+    decay = reference.decay_in("update", layer.group)
+    if decay == 0:
+        return u
+    w = exact(layer.weight)
+    added = Term(decay * w.size, rounding.sum((decay, w)))
+    return Term(u.size + abs(inside) * added.size, rounding.sum((1.0, u), (inside, added)))
 
 
-def sgd_bound(
-    layer: Layer, after: Layer, inside: float, eps: float, tiny: float
-) -> tuple[Array, dict[str, Array]]:
-    """Bound the errors of ``u`` and of the buffer.
+def average(
+    layer: Layer, after: Layer, key: str, decay: float, square: Term, rounding: Rounding
+) -> Term:
+    """Return the state ``v <- decay*v + (1-decay)*square``."""
+    before = exact(layer.state[key])
+    error = rounding.sum((decay, before), (1 - decay, square))
+    return Term(np.abs(after.state[key]), error)
 
-    b: eight roundings (3 of d, 2 of inside*d, 2 of (1-dampening)*x, 1 of the sum) = 4 eps.
-    u: b's eight (with Nesterov, which has no dampening: 6, 2 of mu*b and 1 of the sum) and three
-    where it is applied (out, out*u, the subtraction) = 6 eps.
-    """
+
+def mean(layer: Layer, after: Layer, key: str, decay: float, d: Term, rounding: Rounding) -> Term:
+    """Return the state ``m <- m + (1-decay)*(d-m)``."""
+    before = exact(layer.state[key])
+    difference = Term(d.size + before.size, rounding.sum((1.0, d), (-1.0, before)))
+    error = rounding.sum((1.0, before), (1 - decay, difference))
+    return Term(np.abs(after.state[key]), error)
+
+
+def sgd_bound(layer: Layer, after: Layer, inside: float, rounding: Rounding) -> tuple[Term, States]:
+    """Bound the errors of SGD, of momentum and of Nesterov's."""
     group = layer.group
-    u = abs(inside) * gradient_terms(layer)
+    d = decayed_gradient(layer, rounding)
+    x = Term(abs(inside) * d.size, rounding.sum((inside, d)))
     if group["momentum"] == 0:
-        return 6 * eps * u, {}
-    damped = 1.0 if layer.k == 1 else abs(1 - group["dampening"])
-    b = group["momentum"] * np.abs(layer.state["momentum_buffer"]) + damped * u
-    u = u + group["momentum"] * b if group["nesterov"] else b
-    return 6 * eps * u, {"momentum_buffer": 4 * eps * b + tiny}
+        return x, {}
+    damped = 1.0 if layer.k == 1 else 1 - group["dampening"]
+    before = exact(layer.state["momentum_buffer"])
+    error = rounding.sum((group["momentum"], before), (damped, x))
+    b = Term(np.abs(after.state["momentum_buffer"]), error)
+    u = b
+    if group["nesterov"]:
+        size = x.size + group["momentum"] * b.size
+        u = Term(size, rounding.sum((1.0, x), (group["momentum"], b)))
+    return u, {"momentum_buffer": b.error}
 
 
 def rmsprop_bound(
-    layer: Layer, after: Layer, inside: float, eps: float, tiny: float
-) -> tuple[Array, dict[str, Array]]:
-    """Bound the errors of ``u`` and of the three states.
-
-    square_avg: eight roundings (2 of d where its scale is exact, doubled by the square, 1 of the
-    square, 1-alpha, its product, the sum) = 4 eps of ``alpha*v + (1-alpha)*(|g| + |lambda*w|)^2``.
-    grad_avg: seven (3 of d, d-gbar, 1-alpha, its product, the sum) <= 4 eps.
-    variance: the errors of v and of gbar^2, and 1 rounding each of gbar^2 and of the difference.
-    """
+    layer: Layer, after: Layer, inside: float, rounding: Rounding
+) -> tuple[Term, States]:
+    """Bound the errors of RMSprop in all its forms."""
     group = layer.group
-    d, d_terms = reference.decayed(layer), gradient_terms(layer)
-    rest = 1 - group["alpha"]
-    v_terms = group["alpha"] * layer.state["square_avg"] + rest * np.square(d_terms)
-    states = {"square_avg": 4 * eps * v_terms + tiny}
-    variance_error = states["square_avg"]
+    d = decayed_gradient(layer, rounding)
+    v = average(layer, after, "square_avg", group["alpha"], rounding.product(d, d), rounding)
+    states = {"square_avg": v.error}
+    variance = v
     if group["centered"]:
-        before, mean = np.abs(layer.state["grad_avg"]), np.abs(after.state["grad_avg"])
-        states["grad_avg"] = e = 4 * eps * (before + rest * (d_terms + before)) + tiny
-        squares = after.state["square_avg"] + np.square(mean)
-        variance_error = variance_error + e * (2 * mean + e) + eps * squares
-
-    root, least = reference.rmsprop_root(after.state, group), group["eps"]
-    radicand = reference.rmsprop_variance(after.state, group)
-    if group["eps_inside_sqrt"]:
-        radicand, least = radicand + least, np.sqrt(least)
-        variance_error = variance_error + eps * radicand  # eps and the sum
-    root_error = sqrt_error(radicand, variance_error) + eps * root  # the root; eps and the sum
-
-    # |d'/root' - d/root| <= (|d'-d| + |d/root|*|root'-root|) / root', and root' is never below eps.
-    smallest = np.maximum(root - root_error, (1 - eps) * least)
-    x = np.abs(d / root)
-    error = (2 * eps * d_terms + tiny + x * root_error) / smallest
-    # The quotient, inside and their product round once each.
-    x, error = abs(inside) * (x + error), abs(inside) * (error + 2 * eps * (x + error))
+        gbar = mean(layer, after, "grad_avg", group["alpha"], d, rounding)
+        states["grad_avg"] = gbar.error
+        # max(., 0) brings nothing farther apart.
+        error = rounding.sum((1.0, v), (-1.0, rounding.product(gbar, gbar)))
+        variance = Term(reference.rmsprop_variance(after.state, group), error)
+    root = rounding.root(variance, group["eps"], inside=group["eps_inside_sqrt"])
+    quotient = rounding.quotient(d, root)
+    x = Term(abs(inside) * quotient.size, rounding.sum((inside, quotient)))
     if group["momentum"] == 0:
-        return error + 2 * eps * x, states  # out, out*u and the subtraction
-    b = group["momentum"] * np.abs(layer.state["momentum_buffer"]) + x
-    error = error + 2 * eps * b  # mu, mu*b and the sum
-    states["momentum_buffer"] = error + tiny
-    return error + 2 * eps * b, states
+        return x, states
+    before = exact(layer.state["momentum_buffer"])
+    b = Term(
+        np.abs(after.state["momentum_buffer"]),
+        rounding.sum((group["momentum"], before), (1.0, x)),
+    )
+    return b, {**states, "momentum_buffer": b.error}
 
 
-def sqrt_error(x: Array, error: Array) -> Array:
-    """Bound ``|sqrt(x') - sqrt(x)|`` for ``|x' - x| <= error``, both at least 0.
+def adagrad_bound(
+    layer: Layer, after: Layer, inside: float, rounding: Rounding
+) -> tuple[Term, States]:
+    """Bound the errors of AdaGrad."""
+    d = decayed_gradient(layer, rounding)
+    error = rounding.sum((1.0, exact(layer.state["sum"])), (1.0, rounding.product(d, d)))
+    a = Term(after.state["sum"], error)
+    return rounding.quotient(d, rounding.root(a, layer.group["eps"])), {"sum": a.error}
 
-    It is ``|x'-x| / (sqrt(x') + sqrt(x))``, and never more than the root of the error.
-    """
-    quotient: Array = error / (np.sqrt(x) + np.sqrt(np.maximum(x - error, 0.0)))
-    return np.minimum(np.sqrt(error), quotient)
+
+def adam_bound(
+    layer: Layer, after: Layer, inside: float, rounding: Rounding
+) -> tuple[Term, States]:
+    """Bound the errors of Adam and of AMSGrad."""
+    group = layer.group
+    beta1, beta2 = group["betas"]
+    d = decayed_gradient(layer, rounding)
+    m = mean(layer, after, "exp_avg", beta1, d, rounding)
+    v = average(layer, after, "exp_avg_sq", beta2, rounding.product(d, d), rounding)
+    states = {"exp_avg": m.error, "exp_avg_sq": v.error}
+    if group["amsgrad"]:
+        states["max_exp_avg_sq"] = v.error  # max(x, .) brings nothing farther apart
+        v = Term(after.state["max_exp_avg_sq"], v.error)
+    c1, c2 = reference.adam_corrections(layer.k, group)
+    numerator = Term(m.size / c1, rounding.sum((1 / c1, m)))
+    denominator = rounding.root(Term(v.size / c2, v.error / c2), group["eps"], scaled=c2 != 1)
+    return rounding.quotient(numerator, denominator), states
 
 
-BOUNDS: dict[str, Bound] = {"sgd": sgd_bound, "rmsprop": rmsprop_bound}
-"""By rule: ``bound(layer, after, inside, eps, tiny) -> (bound of u, bounds of the states)``."""
+def adadelta_bound(
+    layer: Layer, after: Layer, inside: float, rounding: Rounding
+) -> tuple[Term, States]:
+    """Bound the errors of Adadelta."""
+    rho, eps = layer.group["rho"], layer.group["eps"]
+    d = decayed_gradient(layer, rounding)
+    v = average(layer, after, "square_avg", rho, rounding.product(d, d), rounding)
+    delta = rounding.root(exact(layer.state["acc_delta"]), eps, inside=True)
+    u = rounding.product(rounding.quotient(delta, rounding.root(v, eps, inside=True)), d)
+    a = average(layer, after, "acc_delta", rho, rounding.product(u, u), rounding)
+    return u, {"square_avg": v.error, "acc_delta": a.error}
+
+
+BOUNDS: dict[str, Bound] = {
+    "sgd": sgd_bound,
+    "rmsprop": rmsprop_bound,
+    "adagrad": adagrad_bound,
+    "adam": adam_bound,
+    "adadelta": adadelta_bound,
+}
+"""By rule: ``bound(layer, after, inside, rounding) -> (u, errors of the states)``.
+
+`layer` is before the step, `after` the same layer after it.
+"""
 
 
 def assert_close(actual: ArrayLike, expected: ArrayLike, tolerance: ArrayLike, what: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import math
 import mmap
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +23,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from variants import VARIANTS
 
 from date_kernels import Telemetry
 from date_kernels.dispatch import Stepper
+from date_kernels.layers import MASTER, assign, copy_elements, state_dtype, states_of, widened
 from date_kernels.plan import Plan
 from date_kernels.rules import RULES
 
@@ -32,30 +35,9 @@ Array: TypeAlias = NDArray[np.float32]
 Options: TypeAlias = dict[str, Any]
 Bits: TypeAlias = dict[str, bytes]
 
-FORMS = ("outside", "inside", "ratio_inside")
-CENTERED = {"centered": True}
-TF1 = {"alpha": 0.9, "eps": 1e-10, "eps_inside_sqrt": True, "initial_square_avg": 1.0}
-
-
-def _momentum(**options: Any) -> Iterator[tuple[str, Options]]:
-    for form in FORMS:
-        yield form, {"momentum": 0.9, "momentum_scaling": form, **options}
-
-
-VARIANTS: dict[str, tuple[str, Options]] = {
-    "sgd": ("sgd", {}),
-    **{f"sgd-momentum-{form}": ("sgd", o) for form, o in _momentum(dampening=0.25)},
-    **{f"sgd-nesterov-{form}": ("sgd", o) for form, o in _momentum(nesterov=True)},
-    "rmsprop": ("rmsprop", {}),
-    "rmsprop-centered": ("rmsprop", CENTERED),
-    **{f"rmsprop-momentum-{form}": ("rmsprop", o) for form, o in _momentum()},
-    **{f"rmsprop-both-{form}": ("rmsprop", o) for form, o in _momentum(**CENTERED)},
-    "rmsprop-tf1": ("rmsprop", TF1),
-    **{f"rmsprop-tf1-momentum-{form}": ("rmsprop", o) for form, o in _momentum(**TF1)},
-}
-"""Every loop of every family, in every form of momentum scaling."""
-
 BOUNDED: Options = {"trust": True, "trust_lower": 0.1, "trust_upper": 1.0}
+
+UPDATE: Options = {**BOUNDED, "trust_of": "update"}
 
 GROUPS: tuple[Options, ...] = (
     {"weight_decay": 0.01},
@@ -72,29 +54,45 @@ GROUPS: tuple[Options, ...] = (
     {"trust": True, "trust_clip_by_lr": True, "trust_upper": 2.0, "trust_eps": 1e-3},
     {"trust": True, "trust_skip_without_decay": True},
     {**BOUNDED, "trust_weight_norm_bounds": (0.0, 0.5), "trust_zero_norm": 0.75},
+    {**UPDATE, "weight_decay": 0.05, "weight_decay_in": "update", "master_weights": True},
+    {**UPDATE, "weight_decay": 0.05, "weight_decay_in": "weights"},
+    {"weight_decay": 0.1, "weight_decay_in": "weights", "master_weights": True},
+    {**UPDATE, "trust_bounds": "adabound", "trust_final": 0.1, "trust_gamma": 0.5},
 )
 """The param groups of a step, two layers each: without trust, and with it in each of its modes."""
 
-SIZES = (
-    70_001,
-    7,
-    140_000,
-    4097,
-    4096,
-    8192,
-    20_000,
-    1,
-    65_536,
-    16,
-    33_003,
-    12_289,
-    5,
-    0,
-    33_000,
-    64,
+F32, F64, B16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+LAYERS: tuple[tuple[int, torch.dtype, torch.dtype], ...] = (
+    (70_001, F32, F32),
+    (7, B16, B16),
+    (140_000, F32, F32),
+    (4097, F16, F32),
+    (4096, F64, F64),
+    (8192, B16, F32),
+    (20_000, F32, F32),
+    (1, F16, F16),
+    (65_536, F32, F32),
+    (16, F64, F64),
+    (33_003, F16, F16),
+    (12_289, F32, F32),
+    (5, F32, F32),
+    (0, B16, B16),
+    (33_000, B16, B16),
+    (64, F32, F32),
+    (20_001, B16, F32),
+    (70_003, F32, F32),
+    (34_000, F64, F64),
+    (9001, F16, F16),
+    (3001, F16, F32),
+    (4099, B16, B16),
+    (5003, F32, F32),
+    (64, F32, F32),
 )
-"""Elements of each layer: ends at, before and behind those of leaves and chunks, and in all twelve
-times the 32,768 elements that start another worker. The last layer's weights are zero."""
+"""Elements, dtype and gradient's dtype of each layer: ends at, before and behind those of blocks,
+leaves and chunks, and in all sixteen times the 32,768 elements that start another worker. The last
+layer's weights are zero."""
+
+SIZES = tuple(size for size, _, _ in LAYERS)
 
 INFINITE = 8
 """The layer with an infinite weight in the problems that skip: it is skipped alone."""
@@ -106,6 +104,9 @@ SHARED: dict[str, Options] = {
 }
 """What all groups must agree on. The problems that skip have something to skip."""
 
+SQUARES = ("square_avg", "sum", "exp_avg_sq", "max_exp_avg_sq", "acc_delta")
+"""States that are never negative."""
+
 COUNT = 3
 """Steps taken: learning rates, gradients and step counters differ from one to the next."""
 
@@ -116,6 +117,12 @@ def _drawn(layer: int, size: int, what: str) -> Array:
     drawn = np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
     drawn.setflags(write=False)
     return drawn
+
+
+def _tensor(values: Array, dtype: torch.dtype) -> Tensor:
+    tensor = torch.empty(values.shape, dtype=dtype)
+    assign(tensor, values.astype(np.float64))
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -132,12 +139,15 @@ class Problem:
         Indices into `sizes`.
     sizes : tuple of int
         Elements of each layer; two layers for each of `GROUPS`.
+    dtype : torch.dtype, optional
+        Of all parameters and gradients, instead of those that `LAYERS` says.
     """
 
     variant: str
     shared: str = "free"
     members: tuple[int, ...] = tuple(range(len(SIZES)))
     sizes: tuple[int, ...] = SIZES
+    dtype: torch.dtype | None = None
 
     def __str__(self) -> str:
         return f"{self.variant}-{self.shared}"
@@ -159,6 +169,8 @@ class Problem:
             if not positions:
                 continue
             group = {**options, **SHARED[self.shared], **VARIANTS[self.variant][1]}
+            if group["momentum_scaling"] != "outside":
+                group["trust_of"] = "gradient"  # of the update it would be circular
             group["lr"] = (0.01, 0.003, 0.02)[step % 3] / (1 + index)
             group["params"] = positions
             if "exclude" in options:
@@ -168,48 +180,52 @@ class Problem:
             groups.append(RULES[self.rule].complete(group))
         return groups
 
-    def weights(self) -> list[Array]:
+    def weights(self) -> list[Tensor]:
         """The weights before the first step."""
-        weights = [np.float32(0.1) * _drawn(i, self.sizes[i], "weight") for i in self.members]
-        for weight, i in zip(weights, self.members, strict=True):
+        weights = []
+        for i in self.members:
+            values = np.float32(0.1) * _drawn(i, self.sizes[i], "weight")
             if i == len(self.sizes) - 1:
-                weight[:] = 0
+                values[:] = 0
             if i == INFINITE and self.shared == "skip":
-                weight[-1] = np.inf
+                values[-1] = np.inf
+            weights.append(_tensor(values, self.dtype or LAYERS[i][1]))
         return weights
 
-    def gradients(self, step: int) -> list[Array]:
+    def gradients(self, step: int) -> list[Tensor]:
         """The gradients of a step. One of step 1 of the problems that skip is not finite."""
-        gradients = [_drawn(i, self.sizes[i], f"gradient {step}") for i in self.members]
+        gradients = [
+            _tensor(_drawn(i, self.sizes[i], f"gradient {step}"), self.dtype or LAYERS[i][2])
+            for i in self.members
+        ]
         if step == 1 and self.shared == "skip":
-            gradients[0] = gradients[0].copy()
-            gradients[0][-1] = np.nan
+            gradients[0][-1] = math.nan
         return gradients
 
-    def states(self) -> dict[str, list[Array | None]]:
+    def states(self) -> dict[str, list[Tensor | None]]:
         """The states before the first step: of a run under way in the first layer of each group,
         fresh in the second."""
-        rule, groups = RULES[self.rule], self.groups(0)
-        states: dict[str, list[Array | None]] = {
-            key: [None] * len(self.members) for key in rule.states
+        rule, weights = RULES[self.rule], self.weights()
+        states: dict[str, list[Tensor | None]] = {
+            key: [None] * len(self.members) for key in (*rule.states, MASTER)
         }
-        for group in groups:
+        for group in self.groups(0):
             for at in group["params"]:
-                i = self.members[at]
-                for key in rule.used(group):
-                    state = np.zeros(self.sizes[i], dtype=np.float32)
-                    if key == "square_avg":
-                        state += np.float32(group["initial_square_avg"])
-                    if i % 2 == 0:
-                        state += np.float32(0.1) * _drawn(i, self.sizes[i], key)
-                        if key == "square_avg":  # above the mean's square, as in any run
-                            state = 1 + np.abs(state)
-                    states[key][at] = state
+                i, dtype = self.members[at], state_dtype(weights[at])
+                for key in states_of(rule, group, weights[at]):
+                    noise = np.float32(0.1) * _drawn(i, self.sizes[i], key)
+                    if key == MASTER:  # of the weights and what their rounding lost
+                        values = (widened(weights[at]) * (1 + noise / 100)).astype(np.float32)
+                    elif i % 2 == 1:
+                        values = np.full_like(noise, rule.start(key, group))
+                    else:  # squares above the mean's square, as in any run
+                        values = 1 + np.abs(noise) if key in SQUARES else noise
+                    states[key][at] = _tensor(values, dtype)
         return states
 
-    def steps(self) -> list[Array]:
+    def steps(self) -> list[Tensor]:
         """The step counters before the first step."""
-        return [np.array(4.0 if i % 2 == 0 else 0.0, dtype=np.float32) for i in self.members]
+        return [torch.tensor(4.0 if i % 2 == 0 else 0.0) for i in self.members]
 
 
 @dataclass
@@ -223,14 +239,7 @@ class Tensors:
     @classmethod
     def of(cls, problem: Problem) -> Tensors:
         """Memory of their own for the problem's values."""
-        return cls(
-            params=[torch.from_numpy(weight) for weight in problem.weights()],
-            states={
-                key: [None if state is None else torch.from_numpy(state) for state in states]
-                for key, states in problem.states().items()
-            },
-            steps=[torch.from_numpy(step) for step in problem.steps()],
-        )
+        return cls(problem.weights(), problem.states(), problem.steps())
 
     def bits(self) -> Bits:
         """Their bytes by name."""
@@ -240,46 +249,61 @@ class Tensors:
             **self.states,
         }
         return {
-            f"{name} {at}": tensor.numpy().tobytes()
+            f"{name} {at}": tensor_bits(tensor)
             for name, tensors in named.items()
             for at, tensor in enumerate(tensors)
             if tensor is not None
         }
 
 
-def plain(array: Array) -> Tensor:
-    """A gradient."""
-    return torch.from_numpy(array.copy())
+def tensor_bits(tensor: Tensor) -> bytes:
+    """The bytes of a contiguous tensor."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def read_only(array: Array) -> Tensor:
-    """A gradient on pages that cannot be written."""
-    if array.size == 0:
-        return torch.empty(0)
-    pages = mmap.mmap(-1, array.nbytes)
-    pages[:] = array.tobytes()
-    tensor = torch.frombuffer(pages, dtype=torch.float32)
-    address, length = ctypes.c_void_p(tensor.data_ptr()), ctypes.c_size_t(array.nbytes)
+def plain(tensor: Tensor) -> Tensor:
+    """A copy of the gradient, made in this thread: torch's own would hang in a forked child."""
+    copy = torch.empty_like(tensor)
+    copy_elements(tensor, copy)
+    return copy
+
+
+def read_only(tensor: Tensor) -> Tensor:
+    """The gradient on pages that cannot be written."""
+    content = tensor_bits(tensor)
+    if not content:
+        return tensor
+    pages = mmap.mmap(-1, len(content))
+    pages[:] = content
+    copy = torch.frombuffer(pages, dtype=tensor.dtype)
+    address, length = ctypes.c_void_p(copy.data_ptr()), ctypes.c_size_t(len(content))
     assert ctypes.CDLL(None).mprotect(address, length, mmap.PROT_READ) == 0
-    return tensor
+    return copy
 
 
 def take_steps(
-    problem: Problem, stepper: Stepper, gradient: Callable[[Array], Tensor] = plain
+    problem: Problem,
+    stepper: Stepper,
+    gradient: Callable[[Tensor], Tensor] = plain,
+    **arguments: Any,
 ) -> Bits:
     """Take the problem's steps and return every bit that they leave: weights, states, counters and
     what each step reports."""
     tensors, reports = Tensors.of(problem), {}
     for step in range(COUNT):
-        arrays = problem.gradients(step)
-        gradients = [gradient(array) for array in arrays]
+        originals = problem.gradients(step)
+        gradients = [gradient(original) for original in originals]
         telemetry = stepper.step(
-            tensors.params, gradients, tensors.states, tensors.steps, problem.groups(step)
+            tensors.params,
+            gradients,
+            tensors.states,
+            tensors.steps,
+            problem.groups(step),
+            **arguments,
         )
         reports.update(report_bits(telemetry, step))
-        for at, (array, tensor) in enumerate(zip(arrays, gradients, strict=True)):
-            same = np.array_equal(array.view(np.int32), tensor.numpy().view(np.int32))
-            assert same, f"gradient {at} was written"
+        for at, (original, tensor) in enumerate(zip(originals, gradients, strict=True)):
+            assert tensor_bits(original) == tensor_bits(tensor), f"gradient {at} was written"
     return {**tensors.bits(), **reports}
 
 

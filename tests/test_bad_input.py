@@ -1,4 +1,4 @@
-"""What a step refuses, it names; parameters, states and step counts stay as they were."""
+"""What a step refuses of its tensors, it names; whatever it could write stays as it was."""
 
 from __future__ import annotations
 
@@ -10,34 +10,44 @@ from typing import Any
 import pytest
 import torch
 from helpers import (
+    DTYPES,
     TRUST,
-    VARIANTS,
     Call,
     Options,
-    bits,
     judged_step,
     make_call,
-    optimizer_unchanged,
     random_tensors,
     unchanged,
 )
 from torch import Tensor
-from torch.nn import Parameter
+from variants import VARIANTS
 
 import date_kernels
-from date_kernels import make_stepper
-from date_optim import DATE, LARS, SGD, RMSprop, TrustRatio
-from date_optim.optimizer import LayerwiseOptimizer
+from date_kernels import MASTER, RULES, make_stepper, state_dtype
 
 NAN, INF = math.nan, math.inf
-SHAPES = [(4, 3), (5,), ()]
+F32, F64, B16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+
+LAYERS = [
+    ((4, 3), F32, F32),
+    ((5,), F32, F32),
+    ((), B16, F32),
+    ((2, 3), F16, F16),
+    ((3,), F64, F64),
+    ((4,), B16, F32),
+]
+"""Shape, dtype and gradient's dtype of the layers of a call; those of 16 bits have masters."""
+
+FULL = "rmsprop-centered-momentum"
 
 
-def mid_run(rule: str = "rmsprop-centered-momentum", *groups: Options) -> Call:
+def mid_run(variant: str = FULL, **options: Any) -> Call:
     """Return a step's arguments in the middle of a run, trust on."""
-    family, options = VARIANTS[rule]
-    every = [{**options, **TRUST, **group} for group in groups or ({},)]
-    return make_call(family, random_tensors(SHAPES, 0), random_tensors(SHAPES, 1), *every, taken=3)
+    rule, chosen = VARIANTS[variant]
+    params = [random_tensors([shape], i, dtype)[0] for i, (shape, dtype, _) in enumerate(LAYERS)]
+    grads = [random_tensors([shape], 9 - i, dtype)[0] for i, (shape, _, dtype) in enumerate(LAYERS)]
+    group = {**chosen, **TRUST, "master_weights": True, **options}
+    return make_call(rule, params, grads, group, taken=3)
 
 
 @pytest.fixture(params=["cpu", "cpu-planned", "reference"])
@@ -52,17 +62,18 @@ def refuse(
     error: type[Exception],
     match: str,
     *,
-    rule: str = "rmsprop-centered-momentum",
+    variant: str = FULL,
     **kwargs: Any,
 ) -> None:
     """Assert that a spoiled call raises and changes nothing, and that a sound one then works."""
-    call = mid_run(rule)
+    call = mid_run(variant)
     stepper = make_stepper(call.rule, backend.split("-", maxsplit=1)[0])
     if backend == "cpu-planned":
-        judged_step(call, stepper.step)
+        call.take(stepper.step)
     sound, spoiled = call.copy(), call
     spoil(spoiled)
-    with unchanged([*spoiled.written(), *spoiled.grads]), pytest.raises(error, match=match):
+    tensors = [x for x in (*spoiled.written(), *spoiled.grads) if isinstance(x, Tensor)]
+    with unchanged(tensors), pytest.raises(error, match=match):
         stepper.step(
             spoiled.params, spoiled.grads, spoiled.states, spoiled.steps, spoiled.groups, **kwargs
         )
@@ -81,64 +92,137 @@ def put(
     return spoil
 
 
+# --- dtypes ---------------------------------------------------------------------------------------
+
+OTHERS = (torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64, torch.float8_e5m2)
+EVERY = (F32, F64, B16, F16, *OTHERS)
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def refuses_dtype(backend: str, sequence: str, layer: int, name: str, dtype: torch.dtype) -> None:
+    """Assert that the tensor of another dtype is refused by its name."""
+    error: type[Exception]
+    if dtype.is_complex:
+        error, match = RuntimeError, f"^{name} is complex \\({dtype}\\), .*view_as_real"
+    else:
+        error, match = TypeError, f"^{name} has dtype {dtype}, but it must be torch."
+    refuse(backend, put(sequence, layer, lambda t: t.to(dtype)), error, match)
+
+
+def layer_of(dtype: torch.dtype) -> int:
+    return next(i for i, layer in enumerate(LAYERS) if layer[1] == dtype)
+
+
+@pytest.mark.parametrize("dtype", OTHERS, ids=short)
+@pytest.mark.parametrize("layer", range(len(LAYERS)))
+def test_dtypes_of_parameters(layer: int, dtype: torch.dtype, backend: str) -> None:
+    refuses_dtype(backend, "params", layer, rf"params\[{layer}\]", dtype)
+
+
+@pytest.mark.parametrize("grad", EVERY, ids=short)
+@pytest.mark.parametrize("param", [F32, F64, B16, F16], ids=short)
+def test_dtypes_of_gradients(param: torch.dtype, grad: torch.dtype, backend: str) -> None:
+    """A gradient is of its parameter's dtype, or float32 beside a parameter of 16 bits."""
+    layer = layer_of(param)
+    if (param, grad) not in DTYPES:
+        name = rf"the gradient of params\[{layer}\]"
+        refuses_dtype(backend, "grads", layer, name, grad)
+        return
+    call = mid_run()
+    put("grads", layer, lambda t: t.to(grad))(call)
+    judged_step(call, make_stepper(call.rule, backend.split("-", maxsplit=1)[0]).step)
+
+
+@pytest.mark.parametrize("state", EVERY, ids=short)
+@pytest.mark.parametrize("param", [F32, F64, B16, F16], ids=short)
+@pytest.mark.parametrize("key", [*RULES["rmsprop"].states, MASTER])
+def test_dtypes_of_states(key: str, param: torch.dtype, state: torch.dtype, backend: str) -> None:
+    """States are float64 beside float64 parameters, else float32."""
+    layer = layer_of(param)
+    if key == MASTER and param not in (B16, F16):
+        return
+    if state != state_dtype(torch.empty((), dtype=param)):
+        refuses_dtype(backend, key, layer, rf"state '{key}' of params\[{layer}\]", state)
+
+
+@pytest.mark.parametrize("dtype", [F64, B16, torch.int64], ids=short)
+def test_dtypes_of_counters(dtype: torch.dtype, backend: str) -> None:
+    refuses_dtype(backend, "steps", 1, r"the step counter of params\[1\]", dtype)
+
+
+@pytest.mark.parametrize(
+    ("layer", "dtype", "allowed"),
+    [
+        (0, F64, "torch.float32"),
+        (2, F16, "torch.bfloat16 or torch.float32"),
+        (3, B16, "torch.float16 or torch.float32"),
+        (4, F32, "torch.float64"),
+    ],
+)
+def test_an_error_says_which_dtypes_would_do(
+    layer: int, dtype: torch.dtype, allowed: str, backend: str
+) -> None:
+    match = rf"^the gradient of params\[{layer}\] has dtype {dtype}, but it must be {allowed}$"
+    refuse(backend, put("grads", layer, lambda t: t.to(dtype)), TypeError, match)
+
+
+# --- tensors --------------------------------------------------------------------------------------
+
+
 def conjugated(tensor: Tensor) -> Tensor:
     """Return a lazily negated view: its memory holds the negatives of its values."""
-    return torch.complex(torch.zeros(tensor.shape), tensor).conj().imag
+    return torch.complex(torch.zeros(tensor.shape, dtype=tensor.dtype), tensor).conj().imag
 
 
-TENSORS: list[tuple[str, Callable[[Tensor], Tensor], type[Exception], str]] = [
-    ("float64", torch.Tensor.double, TypeError, "has dtype torch.float64, but only torch.float32"),
-    ("float16", torch.Tensor.half, TypeError, "has dtype torch.float16"),
-    ("bfloat16", torch.Tensor.bfloat16, TypeError, "has dtype torch.bfloat16"),
-    ("int64", torch.Tensor.long, TypeError, "has dtype torch.int64"),
-    ("bool", torch.Tensor.bool, TypeError, "has dtype torch.bool"),
-    ("complex", lambda t: t + 0j, RuntimeError, "is complex .*view_as_real"),
-    ("meta", lambda t: t.to("meta"), RuntimeError, "is on meta, but .* CPU alone"),
-    ("sparse", torch.Tensor.to_sparse, RuntimeError, "is sparse .*make it dense"),
-    ("negated", conjugated, RuntimeError, "is a lazily negated view .*resolve_neg"),
+TENSORS: list[tuple[str, Callable[[Tensor], Tensor], str]] = [
+    ("complex", lambda t: t + 0j, "is complex .*view_as_real"),
+    ("meta", lambda t: t.to("meta"), "is on meta, but .* CPU alone"),
+    ("sparse", torch.Tensor.to_sparse, "is sparse .*make it dense"),
+    ("negated", conjugated, "is a lazily negated view .*resolve_neg"),
 ]
 WHERE = [
     ("params", 1, r"params\[1\]"),
     ("grads", 1, r"the gradient of params\[1\]"),
+    ("params", 4, r"params\[4\]"),
+    ("grads", 5, r"the gradient of params\[5\]"),
     ("square_avg", 1, r"state 'square_avg' of params\[1\]"),
-    ("momentum_buffer", 0, r"state 'momentum_buffer' of params\[0\]"),
+    ("momentum_buffer", 4, r"state 'momentum_buffer' of params\[4\]"),
+    ("master", 5, r"state 'master' of params\[5\]"),
 ]
-
-
-@pytest.mark.parametrize(("sequence", "index", "name"), WHERE, ids=[w[0] for w in WHERE])
-@pytest.mark.parametrize(
-    ("make", "error", "match"), [t[1:] for t in TENSORS], ids=[t[0] for t in TENSORS]
+where = pytest.mark.parametrize(
+    ("sequence", "index", "name"), WHERE, ids=[f"{w[0]}-{w[1]}" for w in WHERE]
 )
+
+
+@where
+@pytest.mark.parametrize(("make", "match"), [t[1:] for t in TENSORS], ids=[t[0] for t in TENSORS])
 def test_tensors_that_no_kernel_serves(
     sequence: str,
     index: int,
     name: str,
     make: Callable[[Tensor], Tensor],
-    error: type[Exception],
     match: str,
     backend: str,
 ) -> None:
-    refuse(backend, put(sequence, index, make), error, f"^{name} {match}")
+    refuse(backend, put(sequence, index, make), RuntimeError, f"^{name} {match}")
 
 
 class Subclass(Tensor):
     """A tensor whose memory may be anything."""
 
 
-@pytest.mark.parametrize(("sequence", "index", "name"), WHERE, ids=[w[0] for w in WHERE])
+@where
 @pytest.mark.parametrize(
     "make", [lambda t: t.as_subclass(Subclass), lambda t: t.numpy()], ids=["subclass", "ndarray"]
 )
 def test_what_is_not_a_plain_tensor(
     sequence: str, index: int, name: str, make: Callable[[Tensor], Any], backend: str
 ) -> None:
-    call = mid_run()
-    put(sequence, index, make)(call)
-    stepper = make_stepper(call.rule, backend.split("-", maxsplit=1)[0])
-    with pytest.raises(
-        TypeError, match=f"^{name} is a (Subclass|ndarray); only a plain torch.Tensor"
-    ):
-        stepper.step(call.params, call.grads, call.states, call.steps, call.groups)
+    match = f"^{name} is a (Subclass|ndarray); only a plain torch.Tensor"
+    refuse(backend, put(sequence, index, make), TypeError, match)
 
 
 @pytest.mark.parametrize(
@@ -159,12 +243,20 @@ def test_what_is_not_a_plain_tensor(
             r"^state 'grad_avg' of params\[1\] has shape \(1",
         ),
         (
-            put("momentum_buffer", 2, lambda t: None),
-            "^state 'momentum_buffer' .*missing; create it",
+            put(MASTER, 3, lambda t: t.t().contiguous()),
+            r"^state 'master' of params\[3\] has shape \(3, 2\), but its parameter has \(2, 3\)",
         ),
-        (
-            lambda call: call.states.pop("square_avg"),
-            r"^state 'square_avg' of params\[0\] is missing",
+        (put(MASTER, 2, lambda t: t[None]), r"^state 'master' of params\[2\] has shape \(1,\)"),
+        *(
+            (put(key, 3, lambda t: None), rf"^state '{key}' of params\[3\] is missing; create it")
+            for key in (*RULES["rmsprop"].states, MASTER)
+        ),
+        *(
+            (
+                lambda call, key=key: call.states.pop(key),
+                rf"^state '{key}' of params\[{layer}\] is missing",
+            )
+            for key, layer in (("square_avg", 0), (MASTER, 2))
         ),
         (
             put("steps", 1, lambda t: None),
@@ -174,10 +266,11 @@ def test_what_is_not_a_plain_tensor(
             put("steps", 1, lambda t: t.repeat(2)),
             r"^the step counter of params\[1\] has shape \(2",
         ),
-        (lambda call: call.grads.pop(), "^grads has 2 entries for 3 params"),
-        (lambda call: call.steps.append(None), "^steps has 4 entries for 3 params"),
-        (lambda call: call.states["grad_avg"].pop(), "^grad_avg has 2 entries for 3 params"),
-        (lambda call: call.params.append(torch.ones(3)), "^grads has 3 entries for 4 params"),
+        (lambda call: call.grads.pop(), "^grads has 5 entries for 6 params"),
+        (lambda call: call.steps.append(None), "^steps has 7 entries for 6 params"),
+        (lambda call: call.states["grad_avg"].pop(), "^grad_avg has 5 entries for 6 params"),
+        (lambda call: call.states[MASTER].pop(), "^master has 5 entries for 6 params"),
+        (lambda call: call.params.append(torch.ones(3)), "^grads has 6 entries for 7 params"),
     ],
 )
 def test_shapes_and_numbers_of_tensors(
@@ -186,19 +279,24 @@ def test_shapes_and_numbers_of_tensors(
     refuse(backend, spoil, ValueError, match)
 
 
-def test_a_counter_of_another_dtype(backend: str) -> None:
-    spoil = put("steps", 1, torch.Tensor.double)
-    refuse(backend, spoil, TypeError, r"^the step counter of params\[1\] has dtype torch.float64")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_state_of_every_variant_is_asked_for(variant: str, backend: str) -> None:
+    call = mid_run(variant)
+    keys = [key for key, column in call.states.items() if column[3] is not None]
+    assert keys[-1] == MASTER
+    for key in keys:
+        match = rf"^state '{key}' of params\[3\] is missing; create it before the step"
+        refuse(backend, put(key, 3, lambda t: None), ValueError, match, variant=variant)
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"params": [0, 1]}, r"^params\[2\] is in no group"),
-        ({"params": [0, 1, 2, 3]}, r"^param group 0: params\[3\] is out of range or in a group"),
-        ({"params": [0, 1, -1]}, r"^param group 0: params\[-1\] is out of range"),
-        ({"params": [0, 1, 2, 1]}, r"^param group 0: params\[1\] is out of range or in a group"),
-        ({"exclude": (True, False)}, "^param group 0: exclude has 2 entries for 3 params"),
+        ({"params": [0, 1, 2, 3, 4]}, r"^params\[5\] is in no group"),
+        ({"params": [0, 1, 2, 3, 4, 5, 6]}, r"^param group 0: params\[6\] is out of range or in a"),
+        ({"params": [0, 1, 2, 3, 4, -1]}, r"^param group 0: params\[-1\] is out of range"),
+        ({"params": [0, 1, 2, 3, 4, 1]}, r"^param group 0: params\[1\] is out of range or in a gr"),
+        ({"exclude": (True, False)}, "^param group 0: exclude has 2 entries for 6 params"),
     ],
 )
 def test_members_of_groups(change: Options, match: str, backend: str) -> None:
@@ -219,7 +317,7 @@ def test_a_gradient_scale_that_is_no_divisor(scale: Any, backend: str) -> None:
 
 
 def test_unknown_rule() -> None:
-    match = r"^rule 'sgdm' is unknown; there are sgd, rmsprop"
+    match = r"^rule 'sgdm' is unknown; there are sgd, rmsprop, adagrad, adam, adadelta$"
     for backend in ("cpu", "reference"):
         with pytest.raises(ValueError, match=match):
             date_kernels.step("sgdm", [], [], {}, [], [], backend=backend)
@@ -298,384 +396,31 @@ def test_interleaved_columns_share_no_memory(backend: str) -> None:
     assert call.params[1].data_ptr() == base[:, 1].data_ptr()
 
 
-# --- options --------------------------------------------------------------------------------------
-
-ADABOUND: Options = {"bounds": "adabound"}
-BAD_TRUST: list[tuple[Options, str]] = [
-    ({"lower": 2.0, "upper": 1.0}, "trust_lower=2.0 is above trust_upper=1.0"),
-    ({"lower": -0.1}, "Invalid trust_lower value: -0.1; trust_lower must be at least 0"),
-    ({"lower": NAN}, "Invalid trust_lower value: nan"),
-    ({"lower": INF}, "Invalid trust_lower value: inf; trust_lower must be finite"),
-    ({"upper": -1.0}, "Invalid trust_upper value: -1.0"),
-    ({"upper": NAN}, "Invalid trust_upper value: nan"),
-    ({"upper": "1"}, "Invalid trust_upper value: 1"),
-    ({"coefficient": -1.0}, "Invalid trust_coefficient value: -1.0"),
-    ({"coefficient": NAN}, "Invalid trust_coefficient value: nan"),
-    ({"eps": -1e-8}, "Invalid trust_eps value: -1e-08"),
-    ({"zero_norm": NAN}, "Invalid trust_zero_norm value: nan"),
-    ({"weight_norm_bounds": (2.0, 1.0)}, r"Invalid trust_weight_norm_bounds value: \(2.0, 1.0\)"),
-    ({"weight_norm_bounds": (0.0, NAN)}, "Invalid trust_weight_norm_bounds value"),
-    ({"weight_norm_bounds": 3.0}, r"Invalid trust_weight_norm_bounds value: 3.0; .*\(low, high\)"),
-    ({"weight_decay": "summed"}, "Invalid trust_weight_decay value: 'summed'; take one of ignored"),
-    ({"of": "weights"}, "Invalid trust_of value: 'weights'; take one of gradient, update"),
-    ({"bounds": "constants"}, "Invalid trust_bounds value: 'constants'; take one of constant"),
-    (ADABOUND, "trust_bounds='adabound' needs trust_final above 0, but it is None"),
-    ({**ADABOUND, "final": 0.1}, "trust_bounds='adabound' needs trust_gamma above 0, .* None"),
-    (
-        {**ADABOUND, "final": 0.1, "gamma": 0.0},
-        "trust_bounds='adabound' needs trust_gamma above 0, .* is 0.0",
-    ),
-    ({**ADABOUND, "final": NAN, "gamma": 0.1}, "Invalid trust_final value: nan"),
-    ({"of": "update", "weight_decay": "added"}, "trust_weight_decay='added' is for trust_of="),
-    ({"of": "update"}, "trust_of='update' is not there for rule .* yet"),
-]
-BAD: list[tuple[Options, str]] = [
-    ({"lr": -0.1}, "Invalid learning rate: -0.1; lr must be at least 0"),
-    ({"lr": NAN}, "Invalid learning rate: nan"),
-    ({"lr": INF}, "Invalid learning rate: inf"),
-    ({"lr": "0.1"}, "Invalid learning rate: 0.1"),
-    ({"weight_decay": -1}, "Invalid weight_decay value: -1"),
-    ({"momentum": -0.5}, "Invalid momentum value: -0.5; momentum must be at least 0"),
-    ({"momentum": math.inf}, "Invalid momentum value: inf"),
-    ({"max_grad_norm": math.inf}, "Invalid max_grad_norm value: inf; .* finite"),
-    ({"lr": "fast"}, "Invalid learning rate: fast"),
-    ({"momentum_scaling": "inside"}, "momentum_scaling='inside' needs a momentum buffer, but"),
-    ({"momentum_scaling": "ratio_inside"}, "momentum_scaling='ratio_inside' needs a momentum buf"),
-    ({"momentum_scaling": "within", "momentum": 0.9}, "Invalid momentum_scaling value: 'within'"),
-    ({"max_grad_norm": 0.0}, "Invalid max_grad_norm value: 0; it must be above 0, or None"),
-    ({"max_grad_norm": -1.0}, "Invalid max_grad_norm value: -1.0"),
-    ({"max_grad_norm": NAN}, "Invalid max_grad_norm value: nan"),
-    ({"on_nonfinite": "raise"}, "Invalid on_nonfinite value: 'raise'; take one of propagate, skip"),
-]
-BAD_SGD: list[tuple[Options, str]] = [
-    ({"nesterov": True}, "Nesterov momentum requires a momentum and zero dampening, .*momentum=0"),
-    (
-        {"nesterov": True, "momentum": 0.9, "dampening": 0.1},
-        "Nesterov momentum requires .*but momentum=0.9 and dampening=0.1",
-    ),
-    ({"dampening": NAN}, "Invalid dampening value: nan"),
-]
-BAD_RMSPROP: list[tuple[Options, str]] = [
-    ({"alpha": 1.0}, r"Invalid alpha value: 1.0; alpha must be in \[0.0, 1.0\)"),
-    ({"alpha": -0.1}, "Invalid alpha value: -0.1"),
-    ({"alpha": NAN}, "Invalid alpha value: nan"),
-    ({"eps": -1e-8}, "Invalid eps value: -1e-08"),
-    ({"initial_square_avg": -1.0}, "Invalid initial_square_avg value: -1.0"),
-]
-CLASSES: list[type[LayerwiseOptimizer]] = [SGD, RMSprop]
-OPTIONS: list[tuple[type[LayerwiseOptimizer], Options, str]] = [
-    *((c, options, match) for c in CLASSES for options, match in BAD),
-    *((SGD, options, match) for options, match in BAD_SGD),
-    *((RMSprop, options, match) for options, match in BAD_RMSPROP),
-    *((c, {"trust": TrustRatio(**trust)}, match) for c in CLASSES for trust, match in BAD_TRUST),
-    *(
-        (c, {"trust": TrustRatio(of="update"), "momentum": 0.9, "momentum_scaling": form}, match)
-        for c in CLASSES
-        for form in ("inside", "ratio_inside")
-        for match in [f"momentum_scaling='{form}' with trust_of='update' is circular"]
-    ),
-]
-
-
-def running(cls: type[LayerwiseOptimizer], **options: Any) -> LayerwiseOptimizer:
-    """Return an optimizer of two groups after two steps, gradients for the next one at hand."""
-    params = [Parameter(w) for w in random_tensors(SHAPES, 0)]
-    groups: Any = [{"params": params[:2]}, {"params": params[2:], "lr": 0.2}]
-    optimizer = cls(groups, lr=0.1, trust=TrustRatio(upper=1.0), **options)  # type: ignore[call-arg]
-    for seed in (1, 2, 3):
-        for param, grad in zip(params, random_tensors(SHAPES, seed), strict=True):
-            param.grad = grad
-        if seed < 3:
-            optimizer.step()
-    return optimizer
-
-
-def plain(options: Options) -> Options:
-    """Return the scalars that a group keeps of constructor's options."""
-    trust = options.get("trust")
-    if trust is None:
-        return options
-    scalars = {f"trust_{key}": value for key, value in vars(trust).items()}
-    return {**options, **scalars, "trust": True}
-
-
-def assert_steps_on(optimizer: LayerwiseOptimizer) -> None:
-    before = [bits(p) for group in optimizer.param_groups for p in group["params"]]
-    optimizer.step()
-    after = [bits(p) for group in optimizer.param_groups for p in group["params"]]
-    assert all(a != b for a, b in zip(after, before, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("cls", "options", "match"), OPTIONS, ids=[f"{c.__name__}-{m[:40]}" for c, _, m in OPTIONS]
-)
-def test_options_out_of_range_or_at_odds(
-    cls: Any, options: Options, match: str, backend: str
-) -> None:
-    """Refused by the constructor, by a new group, by the next step and by `date_kernels.step`."""
-    params = [Parameter(torch.ones(3))]
-    if backend == "cpu":
-        with pytest.raises(ValueError, match=match):
-            cls(None, **options)  # before torch looks at the parameters
-        optimizer = running(cls)
-        with optimizer_unchanged(optimizer), pytest.raises(ValueError, match=match):
-            optimizer.add_param_group({"params": params, **options})
-        assert len(optimizer.param_groups) == 2
-        saved = dict(optimizer.param_groups[1])
-        optimizer.param_groups[1].update(plain(options))
-        with (
-            optimizer_unchanged(optimizer),
-            pytest.raises(ValueError, match="^param group 1: " + match),
-        ):
-            optimizer.step()
-        optimizer.param_groups[1].update(saved)
-        assert_steps_on(optimizer)
-    rule = {SGD: "sgd", RMSprop: "rmsprop"}[cls]
-    spoil = partial(lambda call: call.groups[0].update({"trust": False, **plain(options)}))
-    refuse(backend, spoil, ValueError, "^param group 0: " + match, rule=rule)
-
-
-@pytest.mark.parametrize("key", ["max_grad_norm", "on_nonfinite"])
-def test_what_all_groups_must_agree_on(key: str) -> None:
-    value: Any = {"max_grad_norm": 1.0, "on_nonfinite": "skip"}[key]
-    optimizer = running(SGD)
-    optimizer.param_groups[1][key] = value
-    match = (
-        f"{key} is one decision for all param groups, but they differ: .*give every group the same"
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_gradient_in_its_masters_memory(backend: str) -> None:
+    """A float32 gradient beside a 16-bit parameter may be anywhere else."""
+    match = r"(the gradient|state 'master') of params\[2\] and .* of params\[2\] overlap in memory"
+    refuse(
+        backend,
+        lambda call: put("grads", 2, lambda t: call.states[MASTER][2])(call),
+        ValueError,
+        match,
     )
-    with optimizer_unchanged(optimizer), pytest.raises(ValueError, match=match):
-        optimizer.step()
-    optimizer.param_groups[0][key] = value
-    assert_steps_on(optimizer)
-    call = mid_run("sgd", {"params": [0, 1]}, {"params": [2], key: value})
-    for backend in ("cpu", "reference"):
-        with unchanged(call.written()), pytest.raises(ValueError, match=match):
-            call.take(partial(date_kernels.step, "sgd", backend=backend))
 
 
-@pytest.mark.parametrize("cls", [SGD, RMSprop, LARS, DATE])
-@pytest.mark.parametrize("flag", ["capturable", "differentiable"])
-def test_flags_that_are_refused(cls: Any, flag: str) -> None:
-    params = [Parameter(torch.ones(3))]
-    with pytest.raises(RuntimeError, match=f"does not support `{flag}` yet; leave it at False"):
-        cls(params, **{flag: True})
-    optimizer = cls(params)
-    with pytest.raises(RuntimeError, match=f"does not support `{flag}`"):
-        optimizer.add_param_group({"params": [Parameter(torch.ones(2))], flag: True})
-    assert len(optimizer.param_groups) == 1
+@pytest.mark.parametrize("first", [4, 5])
+def test_memory_is_counted_in_bytes(first: int, backend: str) -> None:
+    """Five float32 elements, then six of float16 that begin in the last of them or behind it."""
 
+    def spoil(call: Call) -> None:
+        memory = torch.ones(8)
+        call.states["square_avg"][1] = memory[:5]
+        call.params[3] = memory[first : first + 3].view(F16).view(2, 3)
 
-@pytest.mark.parametrize("error", [ValueError, RuntimeError])
-@pytest.mark.parametrize("cls", [SGD, RMSprop, LARS])
-def test_foreach_and_fused_exclude_each_other(cls: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="`fused` and `foreach` cannot be `True` together"):
-        cls(None, foreach=True, fused=True)
-    for flags in ({"foreach": True}, {"fused": True}, {"foreach": False, "fused": True}):
-        cls([Parameter(torch.ones(2))], **flags)
-
-
-@pytest.mark.parametrize("cls", [SGD, RMSprop])
-def test_arguments_of_the_layer_wise_part(cls: Any) -> None:
-    params = [Parameter(torch.ones(3))]
-    with pytest.raises(TypeError, match=r"trust must be a TrustRatio or None, not 0\.5"):
-        cls(params, trust=0.5)
-    for exclude in ("2d", 3, [True]):
-        with pytest.raises(ValueError, match=r"Invalid exclude value: .*; take None, '1d'"):
-            cls(params, exclude=exclude)
-    with pytest.raises(ValueError, match="Tensor lr must be 1-element"):
-        cls(None, lr=torch.tensor([1e-3, 1e-3]))
-
-    def fails(name: str | None, param: Tensor) -> bool:
-        raise LookupError("the user's own")
-
-    optimizer = cls(params)
-    with pytest.raises(LookupError, match="the user's own"):
-        optimizer.add_param_group({"params": [Parameter(torch.ones(2))], "exclude": fails})
-    assert len(optimizer.param_groups) == 1
-
-
-# --- an optimizer's tensors -----------------------------------------------------------------------
-
-
-def spoil_gradient(param: Parameter, grad: Tensor) -> None:
-    param.grad_dtype = None
-    param.grad = grad
-
-
-def swap_data(param: Parameter, data: Tensor) -> None:
-    param.data = data
-
-
-@pytest.mark.parametrize("named", [False, True])
-@pytest.mark.parametrize(
-    ("spoil", "error", "match"),
-    [
-        (
-            lambda p: spoil_gradient(p, torch.ones(5, dtype=torch.float64)),
-            TypeError,
-            "^the gradient of {} has dtype torch.float64, but only torch.float32",
-        ),
-        (
-            lambda p: spoil_gradient(p, torch.ones(5, dtype=torch.bfloat16)),
-            TypeError,
-            "^the gradient of {} has dtype torch.bfloat16",
-        ),
-        (
-            lambda p: swap_data(p, torch.ones(2)),
-            ValueError,
-            r"^the gradient of {} has shape \(5,\), but its parameter has \(2,\)",
-        ),
-        (
-            lambda p: setattr(p, "grad", torch.ones(5).to_sparse()),
-            RuntimeError,
-            r"^the gradient of {} is sparse \(torch.sparse_coo\), which layer-wise optimizers",
-        ),
-        (
-            lambda p: swap_data(p, torch.ones(5).as_strided((5,), (0,))),
-            ValueError,
-            "^{} overlaps itself",
-        ),
-    ],
-    ids=["float64", "bfloat16", "shape", "sparse", "expanded"],
-)
-@pytest.mark.parametrize("cls", [SGD, RMSprop])
-def test_an_optimizer_names_the_parameter(
-    cls: Any, spoil: Callable[[Parameter], None], error: type[Exception], match: str, named: bool
-) -> None:
-    params = [Parameter(w) for w in random_tensors([(4, 3), (5,)], 0)]
-    names = ["fc.weight", "fc.bias"]
-    optimizer = cls(
-        list(zip(names, params, strict=True)) if named else params, lr=0.1, momentum=0.9
-    )
-    for param, grad in zip(params, random_tensors([(4, 3), (5,)], 1), strict=True):
-        param.grad = grad
-    optimizer.step()
-    spoil(params[1])
-    name = "fc.bias" if named else r"0\.1"
-    with optimizer_unchanged(optimizer), pytest.raises(error, match=match.format(name)):
-        optimizer.step()
-    params[1].grad = None
-    swap_data(params[1], torch.ones(5))
-    params[1].grad = torch.ones(5)
-    assert_steps_on(optimizer)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.complex64])
-def test_an_optimizer_refuses_a_parameter_of_another_dtype(dtype: torch.dtype) -> None:
-    param, other = Parameter(torch.ones(3)), Parameter(torch.ones(3, dtype=dtype))
-    optimizer = RMSprop([param, other])
-    param.grad, other.grad = torch.ones(3), torch.ones(3, dtype=dtype)
-    with optimizer_unchanged(optimizer), pytest.raises((TypeError, RuntimeError), match=r"^0\.1 "):
-        optimizer.step()
-    assert not optimizer.state
-    other.grad = None
-    optimizer.step()
-    assert list(optimizer.state) == [param]
-
-
-def test_meta_parameters_work_once_they_are_real() -> None:
-    module = torch.nn.Linear(3, 2, device="meta")
-    optimizer = SGD(module.named_parameters(), lr=0.1, momentum=0.9)
-    for param in module.parameters():
-        param.grad = torch.ones_like(param)
-    with pytest.raises(RuntimeError, match=r"^weight is on meta, but"):
-        optimizer.step()
-    assert not optimizer.state
-    real = torch.nn.Linear(3, 2)
-    optimizer = SGD(real.named_parameters(), lr=0.1, momentum=0.9)
-    for param in real.parameters():
-        param.grad = torch.ones_like(param)
-    assert_steps_on(optimizer)
-
-
-@pytest.mark.parametrize("key", ["momentum_buffer", "square_avg"])
-@pytest.mark.parametrize(
-    ("make", "error", "match"),
-    [
-        (torch.Tensor.double, TypeError, "has dtype torch.float64"),
-        (lambda t: t[:2], ValueError, r"has shape \(2"),
-        (lambda t: t.to_sparse(), RuntimeError, "is sparse"),
-    ],
-    ids=["float64", "shape", "sparse"],
-)
-def test_an_optimizer_names_the_state(
-    key: str, make: Callable[[Tensor], Tensor], error: type[Exception], match: str
-) -> None:
-    optimizer = running(RMSprop, momentum=0.9)
-    param = optimizer.param_groups[0]["params"][1]
-    sound = optimizer.state[param][key]
-    optimizer.state[param][key] = make(sound)
-    match = f"^state '{key}' of 0.1 {match}"
-    with optimizer_unchanged(optimizer), pytest.raises(error, match=match):
-        optimizer.step()
-    optimizer.state[param][key] = sound
-    assert_steps_on(optimizer)
-
-
-def test_parameters_that_overlap_between_groups() -> None:
-    base = torch.zeros(6)
-    first, second = Parameter(base[:4]), Parameter(base[3:])
-    optimizer = SGD([{"params": [first]}, {"params": [second]}], lr=0.1)
-    first.grad, second.grad = torch.ones(4), torch.ones(3)
-    with unchanged([base]), pytest.raises(ValueError, match=r"^0\.0 and 1\.0 overlap in memory"):
-        optimizer.step()
-
-
-@pytest.mark.parametrize("flag", ["capturable", "differentiable"])
-def test_flags_are_refused_wherever_they_come_from(flag: str) -> None:
-    param = torch.nn.Parameter(torch.ones(3))
-    optimizer = SGD([param], lr=0.1)
-    param.grad = torch.ones(3)
-    state = optimizer.state_dict()
-    state["param_groups"][0][flag] = True
-    with optimizer_unchanged(optimizer), pytest.raises(RuntimeError, match=f"`{flag}`"):
-        optimizer.load_state_dict(state)
-    optimizer.param_groups[0][flag] = True
-    with unchanged([param]), pytest.raises(RuntimeError, match=f"`{flag}`"):
-        optimizer.step()
-
-
-@pytest.mark.parametrize("exclude", ["1d", None, (True,), (True, False, True)])
-def test_exclude_changed_in_place(exclude: Any) -> None:
-    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
-    optimizer = SGD(params, lr=0.1)
-    for param in params:
-        param.grad = torch.ones(3)
-    optimizer.param_groups[0]["exclude"] = exclude
-    match = "param group 0: exclude must hold a bool for each of its 2 params"
-    with unchanged(params), pytest.raises(ValueError, match=match):
-        optimizer.step()
-
-
-def test_trust_is_a_trust_ratio_or_none() -> None:
-    params = [torch.nn.Parameter(torch.ones(3))]
-    with pytest.raises(TypeError, match="trust must be a TrustRatio or None, not True"):
-        SGD(params, trust=True)  # type: ignore[arg-type]
-    optimizer = SGD(params)
-    params[0].grad = torch.ones(3)
-    optimizer.param_groups[0]["trust"] = TrustRatio()
-    with unchanged(params), pytest.raises(ValueError, match="Invalid trust value: TrustRatio"):
-        optimizer.step()
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"nesterov": "no", "momentum": 0.9}, "Invalid nesterov value: 'no'; .* True or False"),
-        ({"maximize": "false"}, "Invalid maximize value"),
-        ({"trust": TrustRatio(weight_norm_bounds=("a", "b"))}, "trust_weight_norm_bounds"),  # type: ignore[arg-type]
-        ({"exclude": "predicate"}, "Invalid exclude value: 'predicate'"),
-    ],
-)
-def test_words_where_a_flag_or_a_number_belongs(options: Options, match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        SGD([torch.nn.Parameter(torch.ones(3))], **options)
-
-
-def test_a_sparse_parameter_is_named() -> None:
-    param = torch.nn.Parameter(torch.ones(3).to_sparse())
-    optimizer = RMSprop([("embedding", param)])
-    param.grad = torch.ones(3).to_sparse()
-    with pytest.raises(RuntimeError, match=r"^embedding is sparse"):
-        optimizer.step()
-    assert not optimizer.state
+    if first == 4:
+        match = r"state 'square_avg' of params\[1\] and params\[3\] overlap in memory"
+        refuse(backend, spoil, ValueError, match)
+    else:
+        call = mid_run()
+        spoil(call)
+        call.take(make_stepper(call.rule, backend.split("-", maxsplit=1)[0]).step)

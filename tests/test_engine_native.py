@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import ctypes
 import json
-import math
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from engine_problem import COUNT, PROBLEMS, Problem
-from numpy.typing import NDArray
+import torch
+from engine_problem import PROBLEMS, Bits, Problem, Tensors, assert_same, take_steps
+from torch import Tensor
 
-from date_kernels import info, native, reference
-from date_kernels.plan import LEAF, build_items
-from date_kernels.rules import RULES, hyper_row, is_measured, trust_row
+from date_kernels import Telemetry, info, native, reference
+from date_kernels.plan import LEAF, Plan
 from date_kernels.testing import assert_close
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 CSRC = ROOT / "csrc"
-
-Doubles = NDArray[np.float64]
 
 
 def sh(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -86,189 +84,69 @@ def test_each_memory_order_is_needed(race: Path, order: str) -> None:
 # The formulas in double
 
 
-LAYER = np.dtype(
-    [
-        *((name, np.uintp) for name in ("weights", "gradient")),
-        ("states", np.uintp, 3),
-        ("step", np.uintp),
-        *((name, np.int64) for name in ("size", "slot")),
-        *((name, np.int32) for name in ("measures", "options", "row")),
-    ],
-    align=True,
+SMALL = (
+    *(9001, 7, 5000, 4097, 4096, 8192, 4100, 1, 6000, 16, 3303, 12_289),
+    *(5, 0, 13_000, 64, 5001, 9003, 4200, 17, 1025, 2048, 300, 64),
 )
-ITEM = np.dtype(
-    [
-        *((name, np.int64) for name in ("begin", "end")),
-        *((name, np.int32) for name in ("layer", "kind")),
-    ]
-)
-"""The structs of csrc/plan.h."""
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """native/double.cpp."""
-    build = tmp_path_factory.mktemp("double")
-    shared = ("-O2", "-fPIC", "-shared", "-fopenmp")
-    rules = build / "double.o"
-    compile_cpp(*shared, "-DDK_ARCH=baseline", "-c", HERE / "native/double.cpp", "-o", rules)
-    compile_cpp(*shared, CSRC / "cpu/launch.cpp", rules, "-o", build / "double.so")
-    library = ctypes.CDLL(str(build / "double.so"))
-    pointer, count = ctypes.c_void_p, ctypes.c_int64
-    run = (pointer, pointer, pointer, ctypes.c_int, ctypes.c_double, ctypes.c_bool)
-    sizes = [library.engine_layer_size(), library.engine_item_size()]
-    assert sizes == [LAYER.itemsize, ITEM.itemsize]
-    library.engine_make.argtypes = [ctypes.c_int, pointer, count, pointer, count]
-    library.engine_make.restype = pointer
-    library.engine_free.argtypes = [pointer]
-    library.engine_assign_rows.argtypes = [pointer, pointer]
-    library.engine_assign_rows.restype = count
-    library.engine_run.argtypes = run
-    library.engine_run.restype = None
-    library.engine_run_nested.argtypes = [*run, ctypes.c_int]
-    library.engine_reports.argtypes = library.engine_verdict.argtypes = [pointer]
-    library.engine_reports.restype = ctypes.POINTER(ctypes.c_double)
-    library.engine_verdict.restype = ctypes.POINTER(ctypes.c_double)
-    return library
-
-
-class DoubleEngine:
-    """A problem in double under the engine: what `date_kernels.plan.Plan` does in float."""
-
-    def __init__(self, library: ctypes.CDLL, problem: Problem, chunk: int) -> None:
-        self.problem, self._library = problem, library
-        self.weights: list[Doubles] = [weight.astype(np.float64) for weight in problem.weights()]
-        self.gradients: list[Doubles] = [np.empty_like(weight) for weight in self.weights]
-        self.states: dict[str, list[Doubles | None]] = {
-            key: [None if state is None else state.astype(np.float64) for state in states]
-            for key, states in problem.states().items()
-        }
-        self.steps = problem.steps()
-        groups = problem.groups(0)
-        options = {
-            at: (index, group.get("exclude", (False,) * 2)[position])
-            for index, group in enumerate(groups)
-            for position, at in enumerate(group["params"])
-        }
-        self._keys = list(dict.fromkeys(options.values()))
-        layers = np.zeros(len(self.weights), dtype=LAYER)
-        for at, layer in enumerate(layers):
-            layer["weights"], layer["gradient"] = (
-                arrays[at].ctypes.data for arrays in (self.weights, self.gradients)
-            )
-            for k, states in enumerate(self.states.values()):
-                state = states[at]
-                layer["states"][k] = 0 if state is None else state.ctypes.data
-            layer["step"], layer["size"] = self.steps[at].ctypes.data, self.weights[at].size
-            layer["options"] = self._keys.index(options[at])
-        rows = build_items(
-            [weight.size for weight in self.weights],
-            [is_measured(groups[options[at][0]], options[at][1]) for at in sorted(options)],
-            scan=problem.shared != "free",
-            chunk=chunk,
-        )
-        items = np.array([tuple(row) for row in rows], dtype=ITEM)
-        family, self._fields, _ = native.module().FAMILIES[problem.rule]
-        self._engine = library.engine_make(
-            family, layers.ctypes.data, len(layers), items.ctypes.data, len(items)
-        )
-
-    def __del__(self) -> None:
-        self._library.engine_free(self._engine)
-
-    def step(self, step: int, grad_scale: float, threads: int, levels: int | None = None) -> None:
-        """Take a step; with `levels`, from inside a parallel region."""
-        for gradient, of in zip(self.gradients, self.problem.gradients(step), strict=True):
-            gradient[:] = of
-        groups = self.problem.groups(step)
-        keys = np.empty((len(self.weights), 2), dtype=np.int64)
-        distinct = self._library.engine_assign_rows(self._engine, keys.ctypes.data)
-        layers = [(*self._keys[key], k) for key, k in keys[:distinct].tolist()]
-        rule, trust_fields = RULES[self.problem.rule], native.module().TRUST_FIELDS
-        hyper = [hyper_row(rule, groups[i], excluded, k, grad_scale) for i, excluded, k in layers]
-        trust = [trust_row(groups[i], excluded, k) for i, excluded, k in layers]
-        rows, trust_rows = _table(hyper, self._fields), _table(trust, trust_fields)
-        limit = groups[0]["max_grad_norm"]
-        arguments = (
-            self._engine,
-            rows.ctypes.data,
-            trust_rows.ctypes.data,
-            threads,
-            math.inf if limit is None else limit,
-            groups[0]["on_nonfinite"] == "skip",
-        )
-        if levels is None:
-            self._library.engine_run(*arguments)
-        else:
-            assert self._library.engine_run_nested(*arguments, levels) == 2
-
-    def telemetry(self) -> tuple[Doubles, Doubles]:
-        """The reports of all layers, and (total_norm, clip, skip)."""
-        reports = self._library.engine_reports(self._engine)
-        verdict = self._library.engine_verdict(self._engine)
-        shape = (len(self.weights), len(native.module().REPORT_FIELDS))
-        return np.ctypeslib.as_array(reports, shape), np.ctypeslib.as_array(verdict, (3,))
-
-    def arrays(self) -> dict[str, Doubles]:
-        """Weights and states by name."""
-        named: dict[str, Sequence[Doubles | None]] = {"weight": self.weights, **self.states}
-        return {
-            f"{name} {at}": array
-            for name, arrays in named.items()
-            for at, array in enumerate(arrays)
-            if array is not None
-        }
-
-
-def _table(rows: list[dict[str, float]], fields: tuple[str, ...]) -> Doubles:
-    return np.array([[row[field] for field in fields] for row in rows])
-
-
-SMALL = (9001, 7, 5000, 4097, 4096, 8192, 4100, 1, 6000, 16, 3303, 12_289, 5, 0, 13_000, 64)
 
 
 @pytest.mark.parametrize(
-    "problem", [Problem(p.variant, p.shared, sizes=SMALL) for p in PROBLEMS], ids=str
+    "problem",
+    [Problem(p.variant, p.shared, sizes=SMALL, dtype=torch.float64) for p in PROBLEMS],
+    ids=str,
 )
-def test_formulas_in_double_are_the_references(library: ctypes.CDLL, problem: Problem) -> None:
+def test_formulas_in_double_are_the_references(problem: Problem) -> None:
     """To 1e-12 of the terms, whole steps with their ratios: no rounding hides a wrong formula."""
-    engine, judge = (DoubleEngine(library, problem, LEAF) for _ in range(2))
-    steps = [step.astype(np.float64) for step in judge.steps]
-    terms = {name: np.abs(array) for name, array in judge.arrays().items()}
+    tensors, judge = Tensors.of(problem), Tensors.of(problem)
+    plan = Plan(problem.rule, chunk=LEAF)
+    weights, counts = arrays(judge.params), [step.double().numpy() for step in judge.steps]
+    states = {key: arrays(column) for key, column in judge.states.items()}
+    named: dict[str, tuple[Sequence[Tensor | None], list[Any]]] = {}
+    named["weight"] = (tensors.params, weights)
+    named |= {key: (column, states[key]) for key, column in tensors.states.items()}
+    terms = {key: [0 if x is None else np.abs(x) for x in of] for key, (_, of) in named.items()}
     for step, grad_scale in enumerate((1.0, 4.0, 0.5)):
-        engine.step(step, grad_scale, threads=2)
-        expected = reference.step(
-            problem.rule,
-            judge.weights,
-            [gradient.astype(np.float64) for gradient in problem.gradients(step)],
-            judge.states,
-            steps,
-            problem.groups(step),
-            grad_scale=grad_scale,
+        gradients, groups = problem.gradients(step), problem.groups(step)
+        telemetry = plan.step(
+            tensors.params, gradients, tensors.states, tensors.steps, groups, grad_scale=grad_scale
         )
-        for name, array in judge.arrays().items():
-            terms[name] += np.abs(array)
-            assert_close(engine.arrays()[name], array, 1e-12 * terms[name], f"{name} of {step}")
-        assert [float(count) for count in engine.steps] == [float(count) for count in steps]
-        reports, (total_norm, clip, _) = engine.telemetry()
-        telemetry = dict(zip(native.module().REPORT_FIELDS, reports.T, strict=True))
-        for name, actual in {**telemetry, "total_norm": total_norm, "clip": clip}.items():
+        expected = reference.step(
+            problem.rule, weights, arrays(gradients), states, counts, groups, grad_scale=grad_scale
+        )
+        for key, (actual, of) in named.items():
+            for at, (tensor, truth) in enumerate(zip(actual, of, strict=True)):
+                if tensor is not None:
+                    terms[key][at] = terms[key][at] + np.abs(truth)
+                    what = f"{key} {at} of step {step}"
+                    assert_close(tensor.numpy(), truth, 1e-12 * terms[key][at], what)
+        assert [float(step) for step in tensors.steps] == [float(count) for count in counts]
+        for name in (field.name for field in fields(Telemetry)):
             truth = np.asarray(getattr(expected, name), dtype=np.float64)
-            assert_close(actual, truth, 1e-12 * np.abs(truth), f"{name} of {step}")
+            assert_close(getattr(telemetry, name), truth, 1e-12 * np.abs(truth), name)
+
+
+def arrays(tensors: Sequence[Tensor | None]) -> list[Any]:
+    """Copies of the values."""
+    return [None if tensor is None else tensor.numpy().copy() for tensor in tensors]
+
+
+# Parallel regions
 
 
 @pytest.mark.parametrize("levels", [1, 2])
-def test_steps_inside_a_parallel_region(library: ctypes.CDLL, levels: int) -> None:
+def test_steps_inside_a_parallel_region(tmp_path: Path, levels: int) -> None:
     """A nested region may get fewer threads than it asks for."""
-    problem = Problem("rmsprop-both-inside", "clip")
-    engine, expected = (DoubleEngine(library, problem, 4 * LEAF) for _ in range(2))
-    for step in range(COUNT):
-        engine.step(step, 1.0, 3, levels)
-        expected.step(step, 1.0, 1)
-        for name, array in expected.arrays().items():
-            assert engine.arrays()[name].tobytes() == array.tobytes(), f"{name}, step {step}"
-        for actual, of in zip(engine.telemetry(), expected.telemetry(), strict=True):
-            assert actual.tobytes() == of.tobytes()
+    flags = ("-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-fopenmp")
+    out(os.environ.get("CC", "gcc"), *flags, HERE / "native/nested.c", "-o", tmp_path / "nested.so")
+    library = ctypes.CDLL(str(tmp_path / "nested.so"))
+    problem = Problem("rmsprop-centered-momentum-inside", "clip")
+    inside: list[Bits] = []
+
+    def step() -> None:
+        inside.append(take_steps(problem, Plan(problem.rule, chunk=4 * LEAF)))
+
+    assert library.call_nested(ctypes.CFUNCTYPE(None)(step), levels) == 2
+    assert_same(inside[0], take_steps(problem, Plan(problem.rule)))
 
 
 # Memory
@@ -276,14 +154,14 @@ def test_steps_inside_a_parallel_region(library: ctypes.CDLL, levels: int) -> No
 COUNT_ALLOCATIONS = """
 import ctypes, json, torch
 from date_kernels.plan import Plan
-from engine_problem import Problem, Tensors, plain
+from engine_problem import Problem, Tensors
 
 counter = ctypes.CDLL(None)
 assert counter.count_alloc_watch(b"/_native.") == 1
-problem = Problem("rmsprop-both-inside", "skip")
+problem = Problem("rmsprop-centered-momentum-inside", "skip")
 tensors, plan, calls = Tensors.of(problem), Plan(problem.rule), [0]
 for step in range(6):
-    gradients, groups = [plain(array) for array in problem.gradients(step)], problem.groups(step)
+    gradients, groups = problem.gradients(step), problem.groups(step)
     plan.step(tensors.params, gradients, tensors.states, tensors.steps, groups)
     calls.append(counter.count_alloc_calls())
 print(json.dumps(calls))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from helpers import (
+    DTYPES,
     TRUST,
-    VARIANTS,
     Call,
     Options,
     assert_same_bits,
@@ -22,21 +23,61 @@ from helpers import (
 )
 from torch import Tensor
 from torch.nn import Parameter
+from variants import VARIANTS
 
 import date_kernels
-from date_kernels import make_stepper
+from date_kernels import MASTER, make_stepper
+from date_kernels.layers import HALF
 from date_kernels.plan import LEAF, Plan
-from date_optim import SGD, RMSprop, TrustRatio
+from date_optim import LAMB, LARS, SGD, Adadelta, Adagrad, Adam, RMSprop, TrustRatio
 
-FORMS = ["nesterov", "rmsprop-centered-momentum"]
 Shape = tuple[int, ...]
+
+UPDATE: Options = {**TRUST, "trust_of": "update", "weight_decay": 0.03, "weight_decay_in": "update"}
+RATIOS = {
+    "sgd-nesterov": TRUST,
+    "rmsprop-centered-momentum": TRUST,
+    "adagrad-plain": UPDATE,
+    "adam-amsgrad": UPDATE,
+    "adadelta-plain": TRUST,
+}
+"""A variant of each family that uses all of its states, and its trust ratio."""
+
+IMAGE = (6, 5, 4, 3)
+
+
+class Form(NamedTuple):
+    """A rule with options, the dtypes of a layer and its gradient, and whether it has a master."""
+
+    rule: str
+    options: Options
+    dtype: torch.dtype
+    grad_dtype: torch.dtype
+
+    @property
+    def has_master(self) -> bool:
+        return bool(self.options["master_weights"]) and self.dtype in HALF
+
+
+def _forms() -> Iterator[tuple[str, Form]]:
+    for variant, trust in RATIOS.items():
+        rule, options = VARIANTS[variant]
+        # Of one rule every pair of dtypes, of the others one each.
+        pairs = DTYPES if rule == "adam" else DTYPES[:1]
+        for dtype, grad_dtype in pairs:
+            for master in (False, True) if dtype in HALF else (False,):
+                words = [variant, str(dtype)[6:], str(grad_dtype)[6:], *["master"] * master]
+                group = {**options, **trust, "master_weights": master}
+                yield "-".join(words), Form(rule, group, dtype, grad_dtype)
+
+
+FORMS = dict(_forms())
 
 
 @pytest.fixture(params=FORMS)
-def form(request: pytest.FixtureRequest) -> tuple[str, Options]:
-    """A rule and options that use all of its states."""
-    rule, options = VARIANTS[request.param]
-    return rule, {**options, **TRUST}
+def form(request: pytest.FixtureRequest) -> Form:
+    """A rule and options that use all of its states, and dtypes."""
+    return FORMS[request.param]
 
 
 def take_two(call: Call) -> Call:
@@ -55,9 +96,17 @@ def assert_same_steps(call: Call, expected: Call) -> None:
         assert_same_bits(call.layer(i), expected.layer(i))
 
 
-def layer(form: tuple[str, Options], param: Tensor, grad: Tensor) -> Call:
+def drawn(form: Form, size: int | Shape = IMAGE) -> tuple[Tensor, Tensor]:
+    """Return the weights and the gradient of a layer, contiguous."""
+    w, g = random_tensors([size, size], 0)
+    return w.to(form.dtype), g.to(form.grad_dtype)
+
+
+def layer(form: Form, param: Tensor, grad: Tensor, **options: Any) -> Call:
     """Return a call of one layer, whose states lie as torch's ``zeros_like`` lays them."""
-    return make_call(form[0], [param], [grad], form[1])
+    call = make_call(form.rule, [param], [grad], {**form.options, **options})
+    assert (call.states[MASTER][0] is not None) == form.has_master
+    return call
 
 
 def contiguous(tensor: Tensor) -> Tensor:
@@ -88,50 +137,75 @@ SIZES: list[int | Shape] = [(), (0,), (3, 0, 2), 1, 2, 31, LEAF, 2**16 - 1, 2**1
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_sizes_alone(form: tuple[str, Options], size: int | Shape) -> None:
-    call = layer(form, *random_tensors([size, size], 0))
+def test_sizes_alone(form: Form, size: int | Shape) -> None:
+    call = layer(form, *drawn(form, size))
     stepper = make_stepper(call.rule)
     for _ in range(2):
         judged_step(call, stepper.step)
 
 
-def test_sizes_together(form: tuple[str, Options]) -> None:
-    call = make_call(form[0], random_tensors(SIZES, 0), random_tensors(SIZES, 1), form[1])
-    judged_step(call, make_stepper(call.rule).step)
+def test_sizes_together(form: Form) -> None:
+    params = random_tensors(SIZES, 0, form.dtype)
+    grads = random_tensors(SIZES, 1, form.grad_dtype)
+    judged_step(make_call(form.rule, params, grads, form.options), make_stepper(form.rule).step)
 
 
-def test_three_thousand_tiny_tensors(form: tuple[str, Options]) -> None:
-    sizes = [1 + i % 7 for i in range(3000)]
-    call = make_call(form[0], random_tensors(sizes, 0), random_tensors(sizes, 1), form[1])
-    plan = Plan(call.rule)
+@pytest.mark.parametrize("variant", RATIOS)
+def test_dtypes_together(variant: str) -> None:
+    """Layers of every dtype and size in one call, each as if it were alone."""
+    rule, options = VARIANTS[variant]
+    pairs = [(size, *pair) for size in SIZES[:7] for pair in DTYPES]
+    params = [random_tensors([size], i, dtype)[0] for i, (size, dtype, _) in enumerate(pairs)]
+    grads = [random_tensors([size], 99 + i, dtype)[0] for i, (size, _, dtype) in enumerate(pairs)]
+    group = {**options, **RATIOS[variant], "master_weights": True}
+    call = make_call(rule, params, grads, group)
+    alone = [make_call(rule, [p], [g], group).copy() for p, g in zip(params, grads, strict=True)]
+    take_two(call)
+    for i, one in enumerate(alone):
+        take_two(one)
+        assert_same_bits(call.layer(i), one.layer(0))
+
+
+@pytest.mark.parametrize("variant", ["sgd-nesterov", "adam-amsgrad"])
+def test_three_thousand_tiny_tensors(variant: str) -> None:
+    rule, options = VARIANTS[variant]
+    params, grads = [], []
+    for i in range(3000):
+        size, (dtype, grad_dtype) = 1 + i % 7, DTYPES[i % len(DTYPES)]
+        params += random_tensors([size], i, dtype)
+        grads += random_tensors([size], i + 3000, grad_dtype)
+    call = make_call(rule, params, grads, {**options, **RATIOS[variant], "master_weights": True})
+    plan = Plan(rule)
     judged_step(call, plan.step)
-    judged_step(call, plan.step)
+    call.take(plan.step)
     assert plan.builds == 1
 
 
 @pytest.mark.parametrize("offset", [1, 2, 3, 5])
 @pytest.mark.parametrize("size", [17, LEAF + 3])
-def test_views_that_are_not_aligned(form: tuple[str, Options], size: int, offset: int) -> None:
-    """As flat buffers give them: 4 bytes off any vector's alignment."""
+def test_views_that_are_not_aligned(form: Form, size: int, offset: int) -> None:
+    """As flat buffers give them: one element off any vector's alignment."""
 
     def shifted(tensor: Tensor) -> Tensor:
-        view = torch.empty(size + offset)[offset:]
+        view = torch.empty(size + offset, dtype=tensor.dtype)[offset:]
+        assert view.data_ptr() % 64 == offset * view.element_size()
         return view.copy_(tensor)
 
-    call = layer(form, *random_tensors([size, size], 0))
+    call = layer(form, *drawn(form, size))
     views = call.copy()
     views.params, views.grads = [shifted(call.params[0])], [shifted(call.grads[0])]
     views.states = {
         key: [None if t is None else shifted(t) for t in column]
         for key, column in call.states.items()
     }
-    assert views.params[0].data_ptr() % 16 == (views.grads[0].data_ptr()) % 16 == 4 * offset % 16
     assert_same_steps(views, call)
 
 
-def test_layers_of_one_flat_buffer(form: tuple[str, Options]) -> None:
+def test_layers_of_one_flat_buffer(form: Form) -> None:
     sizes = [1, 7, LEAF + 1, 30]
-    call = make_call(form[0], random_tensors(sizes, 0), random_tensors(sizes, 1), form[1])
+    params = random_tensors(sizes, 0, form.dtype)
+    grads = random_tensors(sizes, 1, form.grad_dtype)
+    call = make_call(form.rule, params, grads, form.options)
     flat = call.copy()
     ends = list(accumulate(sizes))[:-1]
     flat.params = list(torch.cat(call.params).tensor_split(ends))
@@ -152,14 +226,13 @@ GAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "rows": lambda t: torch.cat([t, t + 1], dim=1)[:, : t.shape[1]],
     "every other": lambda t: t.repeat_interleave(2, dim=2)[:, :, ::2],
 }
-IMAGE = (6, 5, 4, 3)
 
 
 @pytest.mark.parametrize("grad_layout", [*LAYOUTS, *GAPS])
 @pytest.mark.parametrize("param_layout", LAYOUTS)
-def test_dense_layouts(form: tuple[str, Options], param_layout: str, grad_layout: str) -> None:
+def test_dense_layouts(form: Form, param_layout: str, grad_layout: str) -> None:
     """The sums run in the order of the parameter's memory, wherever the gradient lies."""
-    w, g = random_tensors([IMAGE, IMAGE], 0)
+    w, g = drawn(form)
     param = LAYOUTS[param_layout](w)
     call = layer(form, param, {**LAYOUTS, **GAPS}[grad_layout](g))
     assert call.params[0].stride() == param.stride()
@@ -174,9 +247,9 @@ def test_dense_layouts(form: tuple[str, Options], param_layout: str, grad_layout
 
 @pytest.mark.parametrize("grad_layout", [*LAYOUTS, *GAPS])
 @pytest.mark.parametrize("param_layout", GAPS)
-def test_layouts_with_gaps(form: tuple[str, Options], param_layout: str, grad_layout: str) -> None:
+def test_layouts_with_gaps(form: Form, param_layout: str, grad_layout: str) -> None:
     """A copy in contiguous order takes the step; what lies in the gaps stays as it is."""
-    w, g = random_tensors([IMAGE, IMAGE], 0)
+    w, g = drawn(form)
     param = GAPS[param_layout](w)
     call = layer(form, param, {**LAYOUTS, **GAPS}[grad_layout](g))
     assert not call.params[0].is_contiguous()
@@ -191,30 +264,22 @@ def test_layouts_with_gaps(form: tuple[str, Options], param_layout: str, grad_la
 
 
 @pytest.mark.parametrize(
-    "expanded",
-    [
-        lambda: torch.tensor(0.5).expand(IMAGE),
-        lambda: torch.randn(5, 1, 3).expand(IMAGE),
-        lambda: torch.randn(IMAGE[:3])[..., None].expand(IMAGE),
-    ],
-    ids=["scalar", "middle", "last"],
+    "shape", [(), (5, 1, 3), (*IMAGE[:3], 1)], ids=["scalar", "middle", "last"]
 )
 @pytest.mark.parametrize("param_layout", [*LAYOUTS, *GAPS])
-def test_expanded_gradients(
-    form: tuple[str, Options], param_layout: str, expanded: Callable[[], Tensor]
-) -> None:
+def test_expanded_gradients(form: Form, param_layout: str, shape: Shape) -> None:
     """As ``loss = w.sum()`` gives them: stride 0."""
-    torch.manual_seed(0)
-    grad = expanded()
+    w, _ = drawn(form)
+    grad = random_tensors([shape], 1, form.grad_dtype)[0].expand(IMAGE)
     assert 0 in grad.stride()
-    param = {**LAYOUTS, **GAPS}[param_layout](random_tensors([IMAGE], 0)[0])
+    param = {**LAYOUTS, **GAPS}[param_layout](w)
     call, other = layer(form, param, grad), layer(form, param.clone(), contiguous(grad))
     with unchanged([grad]):
         assert_same_steps(call, other)
 
 
-def test_a_plan_follows_a_gradient_that_changes_its_layout(form: tuple[str, Options]) -> None:
-    w, g = random_tensors([IMAGE, IMAGE], 0)
+def test_a_plan_follows_a_gradient_that_changes_its_layout(form: Form) -> None:
+    w, g = drawn(form)
     call, other = layer(form, w, g), layer(form, w.clone(), g)
     plan = Plan(call.rule)
     # The parameter's own layout comes first, for which a plan makes no copy.
@@ -225,9 +290,9 @@ def test_a_plan_follows_a_gradient_that_changes_its_layout(form: tuple[str, Opti
         assert_same_bits(call.layer(0), other.layer(0))
 
 
-def test_states_in_another_layout(form: tuple[str, Options]) -> None:
+def test_states_in_another_layout(form: Form) -> None:
     """As a checkpoint of a contiguous model gives them to a channels_last one."""
-    w, g = random_tensors([IMAGE, IMAGE], 0)
+    w, g = drawn(form)
     call = layer(form, LAYOUTS["channels_last"](w), LAYOUTS["channels_last"](g))
     other = call.copy()
     other.states = {
@@ -237,8 +302,8 @@ def test_states_in_another_layout(form: tuple[str, Options]) -> None:
     assert_same_steps(other, call)
 
 
-def test_dimensions_of_size_one_have_any_stride(form: tuple[str, Options]) -> None:
-    w, g = random_tensors([(1, 40, 1), (1, 40, 1)], 0)
+def test_dimensions_of_size_one_have_any_stride(form: Form) -> None:
+    w, g = drawn(form, (1, 40, 1))
     strange = torch.as_strided(w.clone(), (1, 40, 1), (7, 1, 99))
     call, other = layer(form, strange, g), layer(form, w, g)
     plan = Plan(call.rule)
@@ -246,25 +311,42 @@ def test_dimensions_of_size_one_have_any_stride(form: tuple[str, Options]) -> No
         call.take(plan.step)
     take_two(other)
     assert_same_bits(call.layer(0), other.layer(0))
+    assert plan.builds == 1
 
 
 # --- through the optimizers -----------------------------------------------------------------------
 
 
+PINNED = TrustRatio(lower=0.5, upper=0.5)  # else the order of the sums shows in the last bit
+MAKERS: dict[str, Any] = {
+    "SGD": partial(SGD, momentum=0.9, trust=PINNED),
+    "RMSprop": partial(RMSprop, momentum=0.9, trust=PINNED),
+    "Adagrad": partial(Adagrad, trust=PINNED),
+    "Adam": partial(Adam, amsgrad=True, trust=PINNED),
+    "Adadelta": partial(Adadelta, trust=TrustRatio(of="update", lower=2.0, upper=2.0)),
+    "LARS": partial(LARS, lower=0.5, upper=0.5),
+    "LAMB": partial(LAMB, weight_decay=0.1, lower=0.5, upper=0.5),
+}
+
+
 @pytest.mark.parametrize("layout", [*LAYOUTS, *GAPS])
-@pytest.mark.parametrize("make", [SGD, RMSprop])
-def test_parameters_of_an_optimizer(make: type[SGD] | type[RMSprop], layout: str) -> None:
-    w, g = random_tensors([IMAGE, IMAGE], 0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF])
+@pytest.mark.parametrize("name", MAKERS)
+def test_parameters_of_an_optimizer(name: str, dtype: torch.dtype, layout: str) -> None:
+    w, g = random_tensors([IMAGE, IMAGE], 0, dtype)
     arrange = {**LAYOUTS, **GAPS}[layout]
     param, plain = Parameter(arrange(w)), Parameter(contiguous(w))
     assert param.stride() == arrange(w).stride()
-    pinned = TrustRatio(lower=0.5, upper=0.5)  # else the order of the sums shows in the last bit
+    states = []
     for p in (param, plain):
-        optimizer = make([p], lr=0.1, momentum=0.9, trust=pinned)
+        optimizer = MAKERS[name]([p], lr=0.1, master_weights=True)
         for _ in range(3):
             p.grad = g.clone()
             optimizer.step()
-    assert torch.equal(param, plain)
+        states.append(optimizer.state[p])
+    assert_same_bits([param], [plain])
+    assert (MASTER in states[0]) == (dtype in HALF)
+    assert_same_bits(list(states[0].values()), list(states[1].values()))
 
 
 def test_module_in_channels_last() -> None:
@@ -287,8 +369,8 @@ def test_module_in_channels_last() -> None:
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("layout", ["contiguous", "column"])
-def test_versions_tell_of_the_write(backend: str, layout: str, form: tuple[str, Options]) -> None:
-    w, g = random_tensors([IMAGE, IMAGE], 0)
+def test_versions_tell_of_the_write(backend: str, layout: str, form: Form) -> None:
+    w, g = drawn(form)
     call = layer(form, {**LAYOUTS, **GAPS}[layout](w), g)
     written = call.written()
     before = [tensor._version for tensor in written]
@@ -299,12 +381,10 @@ def test_versions_tell_of_the_write(backend: str, layout: str, form: tuple[str, 
     assert call.grads[0]._version == grad
 
 
-@pytest.mark.parametrize("make", [SGD, RMSprop])
-def test_a_later_backward_through_a_stepped_parameter_raises(
-    make: type[SGD] | type[RMSprop],
-) -> None:
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_later_backward_through_a_stepped_parameter_raises(name: str) -> None:
     param = Parameter(torch.ones(5))
-    optimizer = make([param])
+    optimizer = MAKERS[name]([param])
     loss = (param * param).sum()
     param.grad = torch.ones(5)
     optimizer.step()
@@ -313,11 +393,11 @@ def test_a_later_backward_through_a_stepped_parameter_raises(
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, *GAPS])
-def test_gradients_are_read_only(layout: str, form: tuple[str, Options]) -> None:
+def test_gradients_are_read_only(layout: str, form: Form) -> None:
     """Bits, address and version; with every option that scales a gradient."""
-    w, g = random_tensors([IMAGE, IMAGE], 0)
+    w, g = drawn(form)
     grad = {**LAYOUTS, **GAPS}[layout](g)
-    call = layer((form[0], {**form[1], "maximize": True, "max_grad_norm": 0.5}), w, grad)
+    call = layer(form, w, grad, maximize=True, max_grad_norm=0.5)
     whole = grad._base if grad._base is not None else grad
     before = (bits(whole), grad.data_ptr(), grad._version)
     for backend in ("cpu", "reference"):

@@ -9,21 +9,38 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import make_call, random_tensors
+from helpers import Options, make_call, random_tensors
 from torch.nn import Parameter
+from variants import VARIANTS
 
 import date_kernels
-from date_kernels.plan import Plan
-from date_optim import LARS, SGD, LayerTelemetry, RMSprop, TrustRatio
+from date_kernels import MASTER, Telemetry, make_stepper
+from date_kernels.layers import HALF
+from date_kernels.plan import LEAF, Plan
+from date_optim import (
+    LAMB,
+    LARS,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    AdamW,
+    LayerTelemetry,
+    RMSprop,
+    TrustRatio,
+)
 
 NAN = math.nan
+CLASSES = [SGD, RMSprop, Adagrad, Adam, AdamW, Adadelta]
 
 
-def stepped(make: Any = SGD, *, named: bool = False, **options: Any) -> Any:
+def stepped(
+    make: Any = SGD, *, named: bool = False, dtype: torch.dtype = torch.float32, **options: Any
+) -> Any:
     """Return an optimizer after a step of w = (3, 4) and g = (0, 2), in two groups."""
-    params = [Parameter(torch.tensor([3.0, 4.0])) for _ in range(3)]
+    params = [Parameter(torch.tensor([3.0, 4.0], dtype=dtype)) for _ in range(3)]
     for param in params:
-        param.grad = torch.tensor([0.0, 2.0])
+        param.grad = torch.tensor([0.0, 2.0], dtype=dtype)
     pairs = list(zip(("a.weight", "b.weight", "b.bias"), params, strict=True))
     members: Any = pairs if named else params
     optimizer = make([{"params": members[:1]}, {"params": members[1:]}], lr=0.1, **options)
@@ -31,9 +48,11 @@ def stepped(make: Any = SGD, *, named: bool = False, **options: Any) -> Any:
     return optimizer
 
 
-@pytest.mark.parametrize("make", [SGD, RMSprop])
-def test_numbers_of_a_layer(make: Any) -> None:
-    optimizer = stepped(make, trust=TrustRatio(upper=1.0), weight_decay=0.5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF])
+@pytest.mark.parametrize("make", CLASSES)
+def test_numbers_of_a_layer(make: Any, dtype: torch.dtype) -> None:
+    trust = TrustRatio(upper=1.0)
+    optimizer = stepped(make, trust=trust, weight_decay=0.5, dtype=dtype, master_weights=True)
     assert optimizer.read_telemetry()["1.0"] == LayerTelemetry(
         weight_norm=5.0, measured_norm=2.0, raw_ratio=2.5, ratio=1.0, clamp=1, skipped=False
     )
@@ -69,14 +88,165 @@ def test_ratio_and_bounds(
     [
         {},
         {"trust": TrustRatio(), "exclude": "1d"},
-        {"trust": TrustRatio(skip_without_decay=True)},
+        {"trust": TrustRatio(of="update"), "exclude": "1d"},
+        {"trust": TrustRatio(skip_without_decay=True), "weight_decay": 0.0},
+        {"trust": TrustRatio(of="update", skip_without_decay=True), "weight_decay": 0.0},
     ],
-    ids=["plain", "excluded", "without decay"],
+    ids=["plain", "excluded", "excluded update", "without decay", "update without decay"],
 )
-def test_a_layer_that_is_not_measured(options: dict[str, Any]) -> None:
-    for layer in stepped(**options).read_telemetry().values():
+@pytest.mark.parametrize("make", CLASSES)
+def test_a_layer_that_is_not_measured(make: Any, options: Options) -> None:
+    for layer in stepped(make, **options).read_telemetry().values():
         assert np.isnan([layer.weight_norm, layer.measured_norm, layer.raw_ratio]).all()
         assert (layer.ratio, layer.clamp, layer.skipped) == (1.0, 0, False)
+
+
+def test_excluded_layers_beside_measured_ones() -> None:
+    matrix, bias = Parameter(torch.full((2, 2), 2.0)), Parameter(torch.ones(2))
+    optimizer = LAMB([("weight", matrix), ("bias", bias)], lr=0.1, weight_decay=0.5)
+    matrix.grad, bias.grad = torch.ones(2, 2), torch.ones(2)
+    optimizer.step()
+    telemetry = optimizer.read_telemetry()
+    assert telemetry["weight"].weight_norm == 4.0
+    assert math.isnan(telemetry["bias"].weight_norm)
+    assert telemetry["bias"].ratio == 1.0
+
+
+# --- of the update --------------------------------------------------------------------------------
+
+PLACES = ("gradient", "update", "weights")
+UPDATES = [
+    name for name, (_, options) in VARIANTS.items() if options["momentum_scaling"] == "outside"
+]
+
+
+def updates(
+    variant: str,
+    place: str,
+    dtype: torch.dtype = torch.float64,
+    *,
+    master: bool = False,
+    **options: Any,
+) -> tuple[Telemetry, float, float]:
+    """Return the telemetry of a step of one layer of two chunks in the middle of a run, the norm of
+    its weights before it, and that of what was then taken off them by rate and ratio.
+    """
+    rule, chosen = VARIANTS[variant]
+    group = {
+        **chosen,
+        "lr": 0.5,
+        "weight_decay": 0.25,
+        "weight_decay_in": place,
+        "trust": True,
+        "trust_of": "update",
+        "master_weights": master,
+        **options,
+    }
+    params = random_tensors([LEAF + 5], 0, dtype)
+    call = make_call(rule, params, random_tensors([LEAF + 5], 1, dtype), group, taken=3)
+    for mean in call.states.get("grad_avg", []):
+        if mean is not None:
+            mean.clamp_(-0.5, 0.5)  # no variance near 0
+    kept = call.states[MASTER][0] if master else params[0]
+    assert kept is not None
+    before = kept.double().clone()
+    telemetry = call.take(Plan(rule, chunk=LEAF).step)
+    rate = 0.5 / (1 + 3 * group.get("lr_decay", 0.0))
+    start = before * (1 - 0.25 * rate) if place == "weights" else before
+    update = (start - kept.double()) / (rate * telemetry.ratio[0])
+    return telemetry, float(before.norm()), float(update.norm())
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("variant", UPDATES)
+def test_the_measured_norm_is_that_of_what_is_taken_off(variant: str, place: str) -> None:
+    """Its decay included where it is in the gradient or the update, and not where it is in the
+    weights."""
+    telemetry, weight_norm, update_norm = updates(variant, place)
+    np.testing.assert_allclose(telemetry.weight_norm, [weight_norm], rtol=1e-12)
+    np.testing.assert_allclose(telemetry.measured_norm, [update_norm], rtol=1e-12)
+    np.testing.assert_allclose(telemetry.raw_ratio, [weight_norm / update_norm], rtol=1e-12)
+    np.testing.assert_array_equal(telemetry.ratio, telemetry.raw_ratio)
+    assert telemetry.clamp.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("variant", UPDATES)
+def test_decay_is_part_of_the_measured_norm(variant: str) -> None:
+    """SGD's update without a buffer is the gradient: its norm can be told without the kernels."""
+    (plain, *_), (inside, *_) = updates(variant, "weights"), updates(variant, "update")
+    assert inside.measured_norm != plain.measured_norm
+    if variant == "sgd-plain":
+        w, g = random_tensors([LEAF + 5], 0)[0].double(), random_tensors([LEAF + 5], 1)[0].double()
+        np.testing.assert_allclose(plain.measured_norm, [g.norm()], rtol=1e-12)
+        np.testing.assert_allclose(inside.measured_norm, [(g + 0.25 * w).norm()], rtol=1e-12)
+
+
+@pytest.mark.parametrize("variant", UPDATES)
+def test_hits_of_the_bounds(variant: str) -> None:
+    raw = float(updates(variant, "update")[0].raw_ratio[0])
+    for lower, upper, ratio, clamp in (
+        (0.0, raw, raw, 0),
+        (raw, math.inf, raw, 0),
+        (0.0, raw / 2, raw / 2, 1),
+        (raw * 2, raw * 3, raw * 2, -1),
+    ):
+        telemetry, _, update = updates(variant, "update", trust_lower=lower, trust_upper=upper)
+        assert telemetry.raw_ratio[0] == raw
+        assert telemetry.ratio[0] == ratio
+        assert telemetry.clamp[0] == clamp
+        np.testing.assert_allclose(telemetry.measured_norm, [update], rtol=1e-12)
+
+
+# --- 16 bits --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("variant", UPDATES)
+def test_norms_of_layers_of_16_bits(variant: str, dtype: torch.dtype) -> None:
+    """Of the parameter's own values; sums are of float32 values in float64."""
+    rounded = random_tensors([LEAF + 5], 0, dtype)[0].double()
+    telemetry, *_ = updates(variant, "update", dtype)
+    np.testing.assert_allclose(telemetry.weight_norm, [rounded.norm()], rtol=1e-12)
+
+
+@pytest.mark.parametrize("of", ["gradient", "update"])
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("variant", UPDATES)
+def test_norms_of_masters(variant: str, dtype: torch.dtype, of: str) -> None:
+    """Of the master, not of the parameter that rounds it, and the update is what it loses."""
+    telemetry, weight_norm, update_norm = updates(
+        variant, "update", dtype, master=True, trust_of=of
+    )
+    rounded = random_tensors([LEAF + 5], 0, dtype)[0].double()
+    assert abs(weight_norm / float(rounded.norm()) - 1) > 1e-10
+    np.testing.assert_allclose(telemetry.weight_norm, [weight_norm], rtol=1e-12)
+    if of == "update":  # the difference of two float32 numbers, each with half an eps of error
+        eps = torch.finfo(torch.float32).eps
+        lost = 0.5 * telemetry.ratio[0] * update_norm
+        allowed = eps * (2 * weight_norm + lost) / lost + 8 * eps
+        np.testing.assert_allclose(telemetry.measured_norm, [update_norm], rtol=allowed)
+    else:
+        g = random_tensors([LEAF + 5], 1, dtype)[0].double()
+        np.testing.assert_allclose(telemetry.measured_norm, [g.norm()], rtol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_master_beside_a_spoiled_parameter(dtype: torch.dtype, backend: str) -> None:
+    call = make_call(
+        "sgd",
+        [torch.tensor([3.0, 4.0], dtype=dtype)],
+        [torch.tensor([0.0, 2.0])],
+        {"trust": True, "master_weights": True, "on_nonfinite": "skip"},
+    )
+    call.params[0].fill_(NAN)  # nothing reads it
+    telemetry = call.take(make_stepper("sgd", backend).step)
+    assert telemetry.weight_norm.tolist() == [5.0]
+    assert not telemetry.skipped.any()
+    assert call.params[0].isfinite().all()
+
+
+# --- through the optimizers -----------------------------------------------------------------------
 
 
 def test_names_are_the_parameters_or_their_places() -> None:

@@ -9,7 +9,7 @@ namespace {
 template <template <class> class Rule>
 void work(const Plan& plan, int workers) {
   Thread thread(workers);
-  run_worker<Thread, Rule<float>>(thread, plan);
+  run_worker<Thread, Rule>(thread, plan);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include "../engine.h"
 #include "../rules/rule.h"
+#include "convert.h"
 
 namespace dk::DK_ARCH {
 
@@ -22,10 +23,13 @@ class Lanes {
   /// from memory without, 15.8 with, where reading alone gives 16.6; one core).
   static constexpr int kAhead = 512;
 
-  /// f(i) -> the two values of element i, which it reads from `streams`.
+  /// Adds the next n elements, in groups that start at a multiple of kLanes: f(i) -> the two values of
+  /// element i, which it reads from `streams`.
   template <class F, class... T>
-  DK_INLINE static Sums of_squares(std::int64_t n, F f, const T*... streams) {
-    alignas(64) double a[kLanes] = {}, b[kLanes] = {};
+  DK_INLINE void add(std::int64_t n, F f, const T*... streams) {
+    alignas(64) double a[kLanes], b[kLanes];
+    std::copy(a_, a_ + kLanes, a);
+    std::copy(b_, b_ + kLanes, b);
     const auto add = [&](std::int64_t i, int lane) __attribute__((always_inline)) {
       const Sums x = f(i + lane);
       a[lane] += x.weight * x.weight;
@@ -38,21 +42,40 @@ class Lanes {
       for (int lane = 0; lane < kLanes; ++lane) add(i, lane);
     }
     for (int lane = 0; i + lane < n; ++lane) add(i, lane);
+    std::copy(a, a + kLanes, a_);
+    std::copy(b, b + kLanes, b_);
+  }
+
+  DK_INLINE Sums total() {
     for (int half = kLanes / 2; half > 0; half /= 2) {
       for (int lane = 0; lane < half; ++lane) {
-        a[lane] += a[lane + half];
-        b[lane] += b[lane + half];
+        a_[lane] += a_[lane + half];
+        b_[lane] += b_[lane + half];
       }
     }
-    return {a[0], b[0]};
+    return {a_[0], b_[0]};
   }
+
+ private:
+  alignas(64) double a_[kLanes] = {}, b_[kLanes] = {};
 };
 
-/// Elements [begin, end) of one layer under one rule.
+/// Elements that pass through a buffer at once: weights, gradient and states of a block fit the first-level
+/// cache together. A multiple of kLanes that divides a leaf.
+constexpr std::int64_t kBlock = 1024;
+static_assert(kBlock % Lanes::kLanes == 0 && kLeaf % kBlock == 0);
+
+/// Elements [begin, end) of one layer under one rule, in its arithmetic.
 template <class Rule>
 class ThreadChunk {
   using T = typename Rule::Value;
   static constexpr int kStates = Rule::kStates;
+  static constexpr Type kType = std::is_same_v<T, double> ? Type::float64 : Type::float32;
+
+  /// Values on their way: a block of 16-bit ones as float, or of an update to be measured.
+  struct Buffer {
+    alignas(64) T values[kBlock];
+  };
 
  public:
   const Rule rule;
@@ -60,58 +83,198 @@ class ThreadChunk {
   ThreadChunk(const Layer& layer, const Rule& rule, std::int64_t begin, std::int64_t end)
       : rule(rule), layer_(layer), begin_(begin), end_(end) {}
 
-  void measure(Sums* slots) const {
-    leaves(slots, [r = rule](std::int64_t n, const T* w, const T* g) {
-      const auto values = [=](std::int64_t i) { return Sums{w[i], r.measured(w[i], g[i])}; };
-      return Lanes::of_squares(n, values, w, g);
+  /// `early`: Note [Early commit].
+  void measure(Sums* slots, bool early) const {
+    if (rule.of_update) {
+      with_variant([&](auto v) { measure_updates<v>(slots, early); });
+      return;
+    }
+    leaves(slots, true, [r = rule](Lanes& lanes, std::int64_t n, const T* w, const T* g) {
+      lanes.add(n, [=](std::int64_t i) { return Sums{w[i], r.measured(w[i], g[i])}; }, w, g);
     });
   }
 
   void scan(Sums* slots) const {
-    leaves(slots, [r = rule](std::int64_t n, const T*, const T* g) {
-      const auto values = [=](std::int64_t i) { return Sums{0, r.scale * g[i]}; };
-      return Lanes::of_squares(n, values, g);
+    leaves(slots, false, [r = rule](Lanes& lanes, std::int64_t n, const T*, const T* g) {
+      lanes.add(n, [=](std::int64_t i) { return Sums{0, r.scale * g[i]}; }, g);
     });
   }
 
-  void update(Scale<T> scale) const {
-    each_variant(std::make_integer_sequence<int, Rule::kVariants>(), scale);
+  /// `committed`: the layer was measured, and early commit was allowed.
+  void update(Scale<T> scale, bool committed) const {
+    with_variant([&](auto v) {
+      if constexpr (Rule::kConcludes[v]) {
+        if (committed && rule.of_update) return conclude<v>(scale);
+      }
+      step<v>(scale);
+    });
   }
 
  private:
   template <class F>
-  DK_INLINE void leaves(Sums* slots, F sum) const {
-    const T* const w = static_cast<const T*>(layer_.weights);
-    const T* const g = static_cast<const T*>(layer_.gradient);
-    for (std::int64_t at = begin_; at < end_; at += kLeaf) {
-      *slots++ = sum(std::min(kLeaf, end_ - at), w + at, g + at);
-    }
+  void with_variant(F f) const {
+    const auto each = [&]<int... V>(std::integer_sequence<int, V...>) {
+      (void)((rule.variant == V && (f(std::integral_constant<int, V>()), true)) || ...);
+    };
+    each(std::make_integer_sequence<int, Rule::kVariants>());
   }
 
-  template <int... V>
-  void each_variant(std::integer_sequence<int, V...>, Scale<T> scale) const {
-    (void)((rule.variant == V && (loop<V>(scale, std::make_integer_sequence<int, kStates>()), true)) || ...);
-  }
-
-  template <int V, int... K>
-  void loop(Scale<T> scale, std::integer_sequence<int, K...>) const {
-    T* __restrict const w = static_cast<T*>(layer_.weights) + begin_;
-    const T* __restrict const g = static_cast<const T*>(layer_.gradient) + begin_;
-    T* const s[kStates] = {state<V>(K)...};
-    const Rule r = rule;  // a copy that no store can alias
-    const std::int64_t n = end_ - begin_;
-#pragma omp simd
-    for (std::int64_t i = 0; i < n; ++i) {
-      T t[kStates] = {(Rule::kUses[V][K] ? s[K][i] : T(0))...};
-      const T u = r.template direction<V>(w[i], g[i], t, scale.in);
-      (..., (Rule::kUses[V][K] ? void(s[K][i] = t[K]) : void()));
-      w[i] -= scale.out * u;
+  /// f(lanes, n, w, g) adds n elements to a leaf's lanes; `weights`: whether it looks at them.
+  template <class F>
+  void leaves(Sums* slots, bool weights, F f) const {
+    const bool direct = layer_.gradient_type == kType && (!weights || layer_.weights_type == kType);
+    const std::int64_t size = direct ? kLeaf : kBlock;
+    Buffer w, g;
+    for (std::int64_t at = begin_; at < end_;) {
+      Lanes lanes;
+      for (const std::int64_t end = std::min(at + kLeaf, end_); at < end; at += size) {
+        const std::int64_t n = std::min(size, end - at);
+        f(lanes, n, weights ? read(layer_.weights, layer_.weights_type, at, n, w) : nullptr,
+          read(layer_.gradient, layer_.gradient_type, at, n, g));
+      }
+      *slots++ = lanes.total();
     }
   }
 
   template <int V>
-  T* state(int k) const {
-    return Rule::kUses[V][k] ? static_cast<T*>(layer_.states[k]) + begin_ : nullptr;
+  void measure_updates(Sums* slots, bool early) const {
+    Buffer w_buffer, g_buffer, u;
+    for (std::int64_t at = begin_; at < end_;) {
+      Lanes lanes;
+      for (const std::int64_t end = std::min(at + kLeaf, end_); at < end; at += kBlock) {
+        const std::int64_t n = std::min(kBlock, end - at);
+        const T* const w = read(layer_.weights, layer_.weights_type, at, n, w_buffer);
+        const T* const g = read(layer_.gradient, layer_.gradient_type, at, n, g_buffer);
+        if (early && Rule::kConcludes[V]) {
+          preview<V, true>(at, n, w, g, u.values);
+        } else {
+          preview<V, false>(at, n, w, g, u.values);
+        }
+        lanes.add(n, [=, u = u.values](std::int64_t i) { return Sums{w[i], u[i]}; });
+      }
+      *slots++ = lanes.total();
+    }
+  }
+
+  template <int V>
+  void step(Scale<T> scale) const {
+    Buffer w_buffer, g_buffer;
+    blocks([&](std::int64_t at, std::int64_t n) {
+      T* const w = writable(at, n, w_buffer);
+      advance<V>(at, n, w, read(layer_.gradient, layer_.gradient_type, at, n, g_buffer), scale);
+      round(w, at, n);
+    });
+  }
+
+  template <int V>
+  void conclude(Scale<T> scale) const {
+    Buffer w_buffer;
+    blocks([&](std::int64_t at, std::int64_t n) {
+      T* const w = writable(at, n, w_buffer);
+      conclude<V>(at, n, w, scale);
+      round(w, at, n);
+    });
+  }
+
+  // --- the loops: one for each way that a variant's direction is used
+
+  /// Advances the states and the weights.
+  template <int V>
+  void advance(std::int64_t at, std::int64_t n, T* __restrict w, const T* __restrict g,
+               Scale<T> scale) const {
+    const Rule r = rule;  // a copy that no store can alias
+    const States<V> s(layer_, at);
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) {
+      T t[kStates];
+      s.load(i, t);
+      const T u = r.update(w[i], r.template direction<V>(w[i], g[i], t, scale.in), scale.in);
+      s.store(i, t);
+      w[i] = r.applied(w[i], u, scale.out);
+    }
+  }
+
+  /// The update before its ratio is known, and with Commit the states that it leaves.
+  template <int V, bool Commit>
+  void preview(std::int64_t at, std::int64_t n, const T* __restrict w, const T* __restrict g,
+               T* __restrict u) const {
+    const Rule r = rule;
+    const States<V> s(layer_, at);
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) {
+      T t[kStates];
+      s.load(i, t);
+      u[i] = r.update(w[i], r.template direction<V>(w[i], g[i], t, T(1)), T(1));
+      if constexpr (Commit) s.store(i, t);
+    }
+  }
+
+  /// Advances the weights by states that were committed.
+  template <int V>
+  void conclude(std::int64_t at, std::int64_t n, T* __restrict w, Scale<T> scale) const {
+    const Rule r = rule;
+    const States<V> s(layer_, at);
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) {
+      T t[kStates];
+      s.load(i, t);
+      w[i] = r.applied(w[i], r.update(w[i], r.template conclude<V>(t), scale.in), scale.out);
+    }
+  }
+
+  /// The states that a variant uses, from element `at` on.
+  template <int V>
+  struct States {
+    T* __restrict arrays[kStates];
+
+    States(const Layer& layer, std::int64_t at) {
+      for (int k = 0; k < kStates; ++k) {
+        arrays[k] = Rule::kUses[V][k] ? static_cast<T*>(layer.states[k]) + at : nullptr;
+      }
+    }
+    DK_INLINE void load(std::int64_t i, T (&t)[kStates]) const {
+      for (int k = 0; k < kStates; ++k) t[k] = Rule::kUses[V][k] ? arrays[k][i] : T(0);
+    }
+    DK_INLINE void store(std::int64_t i, const T (&t)[kStates]) const {
+      for (int k = 0; k < kStates; ++k) {
+        if (Rule::kUses[V][k]) arrays[k][i] = t[k];
+      }
+    }
+  };
+
+  // --- memory
+
+  /// f(at, n) for the parts of the chunk: itself, or blocks of what must pass through a buffer.
+  template <class F>
+  void blocks(F f) const {
+    const bool direct =
+        layer_.weights_type == kType && layer_.gradient_type == kType && layer_.rounded == nullptr;
+    const std::int64_t size = direct ? end_ - begin_ : kBlock;
+    for (std::int64_t at = begin_; at < end_; at += size) f(at, std::min(size, end_ - at));
+  }
+
+  /// n elements in the arithmetic's type: the array's own memory, or converted into the buffer.
+  const T* read(const void* array, Type type, std::int64_t at, std::int64_t n, Buffer& buffer) const {
+    if constexpr (std::is_same_v<T, float>) {
+      const auto* const bits = static_cast<const std::uint16_t*>(array) + at;
+      if (type == Type::bfloat16) return widen<Bfloat16>(bits, buffer.values, n), buffer.values;
+      if (type == Type::float16) return widen<Float16>(bits, buffer.values, n), buffer.values;
+    }
+    return static_cast<const T*>(array) + at;
+  }
+
+  T* writable(std::int64_t at, std::int64_t n, Buffer& buffer) const {
+    return const_cast<T*>(read(layer_.weights, layer_.weights_type, at, n, buffer));
+  }
+
+  /// Gives the 16-bit parameter, where there is one, the new weights.
+  void round(const T* w, std::int64_t at, std::int64_t n) const {
+    if constexpr (std::is_same_v<T, float>) {
+      if (layer_.rounded == nullptr) return;
+      auto* const bits = static_cast<std::uint16_t*>(layer_.rounded) + at;
+      if (layer_.rounded_type == Type::bfloat16) narrow<Bfloat16>(w, bits, n);
+      if (layer_.rounded_type == Type::float16) narrow<Float16>(w, bits, n);
+    }
   }
 
   const Layer& layer_;
@@ -123,12 +286,18 @@ class Thread {
   using Order = std::memory_order;
   template <class T>
   using Atomic = std::atomic_ref<T>;
-  template <class Rule>
-  using Chunk = ThreadChunk<Rule>;
-
   explicit Thread(int workers) : workers_(workers) {}
 
   int workers() const { return workers_; }
+
+  /// f(chunk) in the arithmetic of the layer.
+  template <template <class> class Rule, class Row, class F>
+  void visit(const Layer& layer, const Row& row, double clip, const Item& item, F f) const {
+    const auto in = [&]<class T>(std::type_identity<T>) {
+      f(ThreadChunk<Rule<T>>(layer, Rule<T>(row, clip), item.begin, item.end));
+    };
+    layer.weights_type == Type::float64 ? in(std::type_identity<double>()) : in(std::type_identity<float>());
+  }
 
   template <class F>
   auto agree(F f) {  // one lane: it agrees with itself

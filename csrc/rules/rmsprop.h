@@ -20,6 +20,7 @@ struct Rmsprop : Common<T> {
   static constexpr int kVariants = 4;
   static constexpr bool kUses[kVariants][kStates] = {
       {true, false, false}, {true, true, false}, {true, false, true}, {true, true, true}};
+  static constexpr bool kConcludes[kVariants] = {false, false, true, true};
 
   T alpha, one_minus_alpha, eps_inside, eps_outside, momentum;
   int variant;
@@ -46,6 +47,11 @@ struct Rmsprop : Common<T> {
     const T x = in * (d / (root(variance + eps_inside) + eps_outside));
     if constexpr (!(V & kMomentum)) return x;
     s[2] = momentum * s[2] + x;
+    return conclude<V>(s);
+  }
+
+  template <int V>
+  DK_INLINE T conclude(const T (&s)[kStates]) const {
     return s[2];
   }
 };

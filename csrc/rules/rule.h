@@ -1,10 +1,12 @@
-// The contract of a rule (see rules/sgd.h for the smallest one):
+// The contract of a rule (see rules/adagrad.h for the smallest one):
 //
 //   Row                     its hyper-parameters as doubles, CommonRow first; kFields names them in order
 //   kStateKeys, kStates     torch's keys of its states, in order, and how many there are
 //   kVariants, kUses        loops it has, and which states each reads and writes; `variant` says which one
 //   the row asks for direction<V>(w, g, s, in)  advances the states in s and returns the direction u; `in`
 //   scales what enters a momentum buffer
+//   kConcludes              variants whose direction is a function of the advanced states alone:
+//   conclude<V>(s)          that function
 //
 // A rule is made from a row once a chunk, holds its numbers in the arithmetic's type, and knows neither
 // chunks nor tensors.
@@ -15,11 +17,15 @@
 
 namespace dk::DK_ARCH {
 
-/// How every rule prepares the gradient, and where the rate and the ratio go.
+/// How every rule prepares the gradient, where the rate, the ratio and the weight decay go, and what the
+/// ratio is of.
 struct CommonRow {
-  double lr, lr_inside, ratio_inside, gradient_scale, decay, measured_decay;
+  double lr, lr_inside, ratio_inside, gradient_scale, gradient_decay, update_decay, weight_scale, of_update,
+      measured_decay;
 };
-#define DK_COMMON_FIELDS "lr", "lr_inside", "ratio_inside", "gradient_scale", "decay", "measured_decay"
+#define DK_COMMON_FIELDS                                                                                 \
+  "lr", "lr_inside", "ratio_inside", "gradient_scale", "gradient_decay", "update_decay", "weight_scale", \
+      "of_update", "measured_decay"
 
 /// `in` multiplies what enters the momentum buffer, `out` the direction.
 template <class T>
@@ -31,15 +37,19 @@ template <class T>
 struct Common {
   using Value = T;
   double lr, lr_inside, ratio_inside;
-  T scale, decay, measured_decay;
+  T scale, gradient_decay, update_decay, weight_scale, measured_decay;
+  bool of_update;
 
   Common(const CommonRow& row, double clip)
       : lr(row.lr),
         lr_inside(row.lr_inside),
         ratio_inside(row.ratio_inside),
         scale(static_cast<T>(row.gradient_scale * clip)),
-        decay(static_cast<T>(row.decay)),
-        measured_decay(static_cast<T>(row.measured_decay)) {}
+        gradient_decay(static_cast<T>(row.gradient_decay)),
+        update_decay(static_cast<T>(row.update_decay)),
+        weight_scale(static_cast<T>(row.weight_scale)),
+        measured_decay(static_cast<T>(row.measured_decay)),
+        of_update(row.of_update != 0) {}
 
   /// The three forms of momentum scaling are one formula: rate and ratio stand either inside the buffer or
   /// outside it.
@@ -50,10 +60,19 @@ struct Common {
   }
 
   // Without decay the weights stay out of it: 0 * inf would be NaN where torch has none.
-  DK_INLINE T gradient(T w, T g) const { return decay == 0 ? scale * g : scale * g + decay * w; }
+  DK_INLINE T gradient(T w, T g) const {
+    return gradient_decay == 0 ? scale * g : scale * g + gradient_decay * w;
+  }
   DK_INLINE T measured(T w, T g) const {
     return measured_decay == 0 ? scale * g : scale * g + measured_decay * w;
   }
+
+  /// The update of a direction. Its decay is scaled as what enters a momentum buffer is, so that all forms
+  /// multiply it by rate and ratio.
+  DK_INLINE T update(T w, T u, T in) const { return update_decay == 0 ? u : u + in * update_decay * w; }
+
+  /// The weights after an update; `weight_scale` is 1 - rate * decay where decay is of the weights, else 1.
+  DK_INLINE T applied(T w, T u, T out) const { return weight_scale * w - out * u; }
 };
 
 DK_INLINE float root(float x) { return __builtin_sqrtf(x); }

@@ -18,6 +18,7 @@ struct Sgd : Common<T> {
   static constexpr int kPlain = 0, kMomentum = 1, kNesterov = 2;
   static constexpr int kVariants = 3;
   static constexpr bool kUses[kVariants][kStates] = {{false}, {true}, {true}};
+  static constexpr bool kConcludes[kVariants] = {false, true, false};
 
   T momentum, one_minus_dampening;
   int variant;
@@ -35,7 +36,12 @@ struct Sgd : Common<T> {
     const T x = in * this->gradient(w, g);
     if constexpr (V == kPlain) return x;
     s[0] = momentum * s[0] + one_minus_dampening * x;
-    return V == kNesterov ? x + momentum * s[0] : s[0];
+    return V == kNesterov ? x + momentum * s[0] : conclude<V>(s);
+  }
+
+  template <int V>
+  DK_INLINE T conclude(const T (&s)[kStates]) const {
+    return s[0];
   }
 };
 

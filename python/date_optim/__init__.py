@@ -1,8 +1,22 @@
 """Drop-in torch optimizers with a bounded layer-wise trust ratio, and recipes for large batches."""
 
 from .optimizer import LayerTelemetry
-from .optimizers import DATE, LARS, SGD, RMSprop
+from .optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, RMSprop
+from .presets import DATE, LAMB, LARS
 from .recipe import Recipe
 from .trust_ratio import TrustRatio
 
-__all__ = ["DATE", "LARS", "SGD", "LayerTelemetry", "RMSprop", "Recipe", "TrustRatio"]
+__all__ = [
+    "DATE",
+    "LAMB",
+    "LARS",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "LayerTelemetry",
+    "RMSprop",
+    "Recipe",
+    "TrustRatio",
+]

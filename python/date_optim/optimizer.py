@@ -2,24 +2,61 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, TypeAlias, overload
+from typing import Any, ClassVar, TypeAlias, TypedDict, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from date_kernels import RULES, Stepper, Telemetry, make_stepper, new_state
-from date_kernels.rules import check_group, needs_step
+from date_kernels import (
+    MASTER,
+    RULES,
+    Stepper,
+    Telemetry,
+    check_saved_state,
+    has_master,
+    make_stepper,
+    new_state,
+    state_dtype,
+)
+from date_kernels.rules import Rule, check_group, needs_step
 
 from .trust_ratio import TrustRatio, group_options
 
 Exclude: TypeAlias = str | Callable[[str | None, Tensor], bool] | None
 """None, ``"1d"``, or a predicate of (name or None, parameter)."""
+
+
+class Layerwise(TypedDict, total=False):
+    """The arguments of every class here beside torch's: Note [Layer-wise arguments].
+
+    It stands in `date_optim.optimizers`.
+    """
+
+    trust: TrustRatio | None
+    exclude: Exclude
+    max_grad_norm: float | None
+    momentum_scaling: str
+    weight_decay_in: str
+    master_weights: bool
+    on_nonfinite: str
+
+
+_LAYERWISE = Layerwise(
+    trust=None,
+    exclude=None,
+    max_grad_norm=None,
+    momentum_scaling="outside",
+    weight_decay_in="gradient",
+    master_weights=False,
+    on_nonfinite="propagate",
+)
 
 _PREDICATE = "predicate"
 """What stands in ``defaults["exclude"]`` for a predicate, which is not kept itself."""
@@ -38,7 +75,8 @@ class LayerTelemetry:
     weight_norm : float
         ``||w||`` before the step; NaN for a layer without trust, whose norms are not taken.
     measured_norm : float
-        ``||g||``, or ``||g + decay*w||`` with ``weight_decay="combined"``; NaN as above.
+        ``||g||``, ``||g + decay*w||`` with ``weight_decay="combined"``, or ``||u||`` with
+        ``of="update"``; NaN as above.
     raw_ratio : float
         The trust ratio before its bounds; NaN as above.
     ratio : float
@@ -65,13 +103,18 @@ class LayerwiseOptimizer(Optimizer):
     params : iterable
         As torch.optim: tensors, (name, tensor) pairs or dicts of a param group.
     defaults : dict
-        torch's options of the rule, ``trust`` (TrustRatio or None) and ``exclude`` included.
+        The options of the rule, with torch's names.
+    layerwise : Layerwise
+        Those that every rule has; what it leaves out has its default.
     """
 
     rule: ClassVar[str]
     """The kernels' family."""
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: ParamsT, defaults: dict[str, Any], layerwise: Layerwise) -> None:
+        for key in layerwise.keys() - _LAYERWISE.keys():
+            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {key!r}")
+        defaults = {**defaults, **_LAYERWISE, **layerwise}
         exclude = defaults["exclude"]
         _check_exclude(exclude)
         if isinstance(defaults["trust"], bool):
@@ -144,22 +187,83 @@ class LayerwiseOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this optimizer or of its torch.optim twin.
 
-        Options that the state does not hold stay as they are.
+        Options that the state does not hold stay as they are. As torch does, it keeps the tensors
+        of the state itself where their dtype fits.
 
         Parameters
         ----------
         state_dict : dict
             As `state_dict` returns it.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            Before anything changes: for a state of another rule or of other options than its groups
+            say, or one that is not whole.
         """
+        saved: dict[str, Any] = {}
+
+        def check(_: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+            saved.update(self._checked(state_dict))
+            return saved
+
+        # The first comes after hooks that adapt a state, the second before those that look at it.
+        hooks = (
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(
+                lambda _: self._keep_dtypes(saved["state"], saved["param_groups"]), prepend=True
+            ),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _checked(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The state with options that it lacks as they are now; refuse what does not fit."""
+        for key, kind in (("state", dict), ("param_groups", list)):
+            if not isinstance(state_dict.get(key), kind):
+                raise ValueError(
+                    f"the state dict has no {kind.__name__} {key!r}: it is no optimizer's"
+                )
         groups = state_dict["param_groups"]
-        if len(groups) == len(self.param_groups):  # if not, torch says so
-            groups = [
-                {**{k: v for k, v in own.items() if k != "params"}, **saved}
-                for own, saved in zip(self.param_groups, groups, strict=True)
-            ]
-            for group in groups:
+        for number, group in enumerate(groups):
+            if "params" not in group:
+                raise ValueError(f"param group {number} of the state dict has no 'params'")
+        sizes = [[len(group["params"]) for group in of] for of in (groups, self.param_groups)]
+        if sizes[0] == sizes[1]:  # if not, torch says so
+            groups = [_merged(*pair) for pair in zip(self.param_groups, groups, strict=True)]
+            for number, group in enumerate(groups):
                 self._check(group)
-        super().load_state_dict({**state_dict, "param_groups": groups})
+                _check_excluded(group, number)
+            self._check_saved(state_dict["state"], groups)
+        return {**state_dict, "param_groups": groups}
+
+    def _check_saved(self, states: dict[int, Any], groups: list[dict[str, Any]]) -> None:
+        """Refuse a saved state that this optimizer's options do not make."""
+        rule, names = RULES[self.rule], self._names()
+        for own, group in zip(self.param_groups, groups, strict=True):
+            for param, index in zip(own["params"], group["params"], strict=True):
+                saved = states.get(index)
+                try:
+                    if not isinstance(saved, dict | None):
+                        raise ValueError(f"it is {saved!r:.80}, not a dict of states")
+                    check_saved_state(rule, group, param, saved or {})
+                    _check_count((saved or {}).get("step"))
+                except ValueError as error:
+                    raise ValueError(
+                        f"the saved state of {names[id(param)]} does not fit "
+                        f"{type(self).__name__}: {error}"
+                    ) from None
+
+    def _keep_dtypes(self, states: dict[int, Any], groups: list[dict[str, Any]]) -> None:
+        """Undo torch's cast of states to a 16-bit parameter's dtype: nothing is lost on the way."""
+        for own, group in zip(self.param_groups, groups, strict=True):
+            for param, index in zip(own["params"], group["params"], strict=True):
+                for key, value in (states.get(index) or {}).items():
+                    if key != "step" and isinstance(value, Tensor):
+                        self.state[param][key] = value.to(param.device, state_dtype(param))
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -261,19 +365,16 @@ class _Gathered:
         self.params: list[Tensor] = []
         self.grads: list[Tensor] = []
         self.states: dict[str, list[Tensor | None]] = {key: [] for key in rule.states}
+        if any(group["master_weights"] for group in optimizer.param_groups):
+            self.states[MASTER] = []
         self.steps: list[Tensor | None] = []
         self.groups: list[dict[str, Any]] = []
         self.new: list[tuple[int, str, Tensor]] = []  # states that exist once the step has happened
+        self.stale: list[int] = []  # layers with master weights that the step will not keep up
         for number, group in enumerate(optimizer.param_groups):
             optimizer._check_flags(group)
-            exclude = group["exclude"]
-            if not isinstance(exclude, (tuple, list)) or len(exclude) != len(group["params"]):
-                raise ValueError(
-                    f"param group {number}: exclude must hold a bool for each of its "
-                    f"{len(group['params'])} params, not {exclude!r}; None, '1d' and predicates "
-                    "are for constructors and add_param_group"
-                )
-            self._add(group, rule.used(group), needs_step(rule, group))
+            _check_excluded(group, number)
+            self._add(rule, group)
 
     @cached_property
     def _names(self) -> dict[int, str]:
@@ -283,9 +384,11 @@ class _Gathered:
         """What errors call a layer."""
         return self._names[id(self.params[layer])]
 
-    def _add(self, group: dict[str, Any], used: tuple[str, ...], counted: bool) -> None:
+    def _add(self, rule: Rule, group: dict[str, Any]) -> None:
         saved_of = self.optimizer.state.get
-        columns = [(key, self.states[key]) for key in used]
+        columns = [(key, self.states[key], rule.start(key, group)) for key in rule.used(group)]
+        masters = self.states[MASTER] if group["master_weights"] else None
+        counted = needs_step(rule, group)
         first = len(self.params)
         exclude = []
         for param, excluded in zip(group["params"], group["exclude"], strict=True):
@@ -293,9 +396,16 @@ class _Gathered:
             if grad is None:
                 continue
             saved = saved_of(param) or {}
-            for key, column in columns:
+            for key, column, start in columns:
                 state = saved.get(key)
-                column.append(self._new_state(key, param, group) if state is None else state)
+                column.append(self._new_state(key, param, start) if state is None else state)
+            if masters is not None:
+                state = saved.get(MASTER)
+                if state is None and has_master(group, param):
+                    state = self._new_state(MASTER, param, None)
+                masters.append(state)
+            elif MASTER in saved:
+                self.stale.append(len(self.params))
             if counted:
                 step = saved.get("step")
                 self.steps.append(self._new_step(saved) if step is None else step)
@@ -308,9 +418,8 @@ class _Gathered:
         members = list(range(first, count))
         self.groups.append({**group, "params": members, "exclude": tuple(exclude)})
 
-    def _new_state(self, key: str, param: Tensor, group: dict[str, Any]) -> Tensor:
-        value = group.get(f"initial_{key}", 0.0)
-        tensor = new_state(param, value, self._names[id(param)])
+    def _new_state(self, key: str, param: Tensor, start: float | None) -> Tensor:
+        tensor = new_state(param, self._names[id(param)], start)
         self.new.append((len(self.params), key, tensor))
         return tensor
 
@@ -322,10 +431,19 @@ class _Gathered:
         return step
 
     def keep_new_states(self, telemetry: Telemetry) -> None:
-        """Hand new states over: not before the step, which may raise or skip a layer."""
+        """Hand new states over, and drop those left behind.
+
+        Not before the step, which may raise or skip a layer.
+        """
         for layer, key, tensor in self.new:
             if not telemetry.skipped[layer]:
                 self.optimizer.state[self.params[layer]][key] = tensor
+        for layer in self.stale:
+            if not telemetry.skipped[layer]:
+                values = self.optimizer.state[self.params[layer]]
+                del values[MASTER]
+                if not values:
+                    del self.optimizer.state[self.params[layer]]
 
 
 def _expand_trust(group: dict[str, Any]) -> dict[str, Any]:
@@ -341,12 +459,41 @@ def _expand_trust(group: dict[str, Any]) -> dict[str, Any]:
     return {**group, **group_options(trust)}
 
 
+def _merged(own: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved group, with the options that it does not hold as they are."""
+    group = {**{key: value for key, value in own.items() if key != "params"}, **saved}
+    if group.pop("decoupled_weight_decay", False) and "weight_decay_in" not in saved:
+        group["weight_decay_in"] = "weights"  # torch's word for it
+    return group
+
+
 def _check_exclude(exclude: Exclude) -> None:
     if not (exclude is None or exclude == "1d" or callable(exclude)):
         raise ValueError(
             f"Invalid exclude value: {exclude!r}; "
             "take None, '1d' or a predicate of (name or None, parameter)"
         )
+
+
+def _check_excluded(group: dict[str, Any], number: int) -> None:
+    """Refuse a group whose ``exclude``, as it stands there, is not a bool for each parameter."""
+    exclude = group["exclude"]
+    if not isinstance(exclude, (tuple, list)) or len(exclude) != len(group["params"]):
+        raise ValueError(
+            f"param group {number}: exclude must hold a bool for each of its "
+            f"{len(group['params'])} params, not {exclude!r}; None, '1d' and predicates "
+            "are for constructors and add_param_group"
+        )
+
+
+def _check_count(step: Any) -> None:
+    """Refuse a saved step that is no number of steps."""
+    try:
+        count = 0.0 if step is None else float(step)
+    except (TypeError, ValueError, RuntimeError):
+        count = math.nan
+    if not (count >= 0 and count.is_integer()):
+        raise ValueError(f"'step' is {step!r:.80}, not a number of steps")
 
 
 def _resolve(exclude: Exclude, group: dict[str, Any]) -> tuple[bool, ...]:

@@ -1,4 +1,7 @@
-"""torch.optim's classes on the fused layer-wise step, and presets that only change defaults.
+"""torch.optim's classes on the fused layer-wise step.
+
+Parameters are float32, float64, bfloat16 or float16; arithmetic and states are float64 for float64,
+else float32. A gradient has its parameter's dtype, or float32 beside a 16-bit parameter.
 
 Note [Layer-wise arguments]. Beside torch's arguments every class here takes
 
@@ -11,10 +14,16 @@ exclude : None, "1d" or callable
 max_grad_norm : float, optional
     Clip the Euclidean norm over all gradients of the optimizer to it first; the same in every
     group.
+weight_decay_in : {"gradient", "update", "weights"}
+    Where weight decay stands: added to the gradient (L2), added to the update as in LAMB, or taken
+    off the weights by themselves, ``w -= lr * weight_decay * w``, as in AdamW.
+master_weights : bool
+    Keep a float32 copy of 16-bit parameters under the state key ``master``: norms and updates are
+    of the copy, the parameter is its rounding.
 momentum_scaling : {"outside", "inside", "ratio_inside"}
-    Where learning rate and ratio stand: both outside the momentum buffer (TensorFlow), both inside
-    it (LARS paper, TPU, optax), or the ratio alone (timm, LARC). They differ where the rate or the
-    ratio changes.
+    For rules with a momentum buffer: where learning rate and ratio stand. Both outside it
+    (TensorFlow), both inside it (LARS paper, TPU, optax), or the ratio alone inside (timm, LARC).
+    They differ where the rate or the ratio changes.
 on_nonfinite : {"propagate", "skip"}
     ``"propagate"`` does as torch. ``"skip"``: a non-finite gradient anywhere changes nothing at
     all, and a layer whose norm is not finite for another reason stays as it is.
@@ -22,15 +31,18 @@ on_nonfinite : {"propagate", "skip"}
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import sys
 from typing import Any
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .optimizer import Exclude, LayerwiseOptimizer
-from .trust_ratio import TrustRatio
+from .optimizer import Layerwise, LayerwiseOptimizer
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+else:
+    from typing_extensions import Unpack  # torch needs it
 
 
 class SGD(LayerwiseOptimizer):
@@ -43,7 +55,7 @@ class SGD(LayerwiseOptimizer):
     Parameters
     ----------
     params : iterable
-        float32 tensors on the CPU, (name, tensor) pairs, or dicts of a param group.
+        Tensors on the CPU, (name, tensor) pairs, or dicts of a param group.
     lr : float or one-element Tensor
         Learning rate, at least 0.
     momentum : float
@@ -51,7 +63,7 @@ class SGD(LayerwiseOptimizer):
     dampening : float
         The buffer takes ``(1 - dampening)`` of the gradient, after the first step.
     weight_decay : float
-        L2: ``weight_decay * w`` is added to the gradient.
+        Added to the gradient as ``weight_decay * w``, or see `weight_decay_in`.
     nesterov : bool
         Needs momentum and no dampening.
     maximize : bool
@@ -60,8 +72,8 @@ class SGD(LayerwiseOptimizer):
         Accepted as torch does; the step is always one native call.
     capturable, differentiable : bool
         Refused where true.
-    trust, exclude, max_grad_norm, momentum_scaling, on_nonfinite
-        See Note [Layer-wise arguments] in `date_optim.optimizers`.
+    **layerwise
+        ``trust=``, ``exclude=`` and others: Note [Layer-wise arguments] in `date_optim.optimizers`.
 
     Raises
     ------
@@ -95,11 +107,7 @@ class SGD(LayerwiseOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         capturable: bool = False,
-        trust: TrustRatio | None = None,
-        exclude: Exclude = None,
-        max_grad_norm: float | None = None,
-        momentum_scaling: str = "outside",
-        on_nonfinite: str = "propagate",
+        **layerwise: Unpack[Layerwise],
     ) -> None:
         super().__init__(
             params,
@@ -114,12 +122,8 @@ class SGD(LayerwiseOptimizer):
                 "differentiable": differentiable,
                 "fused": fused,
                 "capturable": capturable,
-                "trust": trust,
-                "exclude": exclude,
-                "max_grad_norm": max_grad_norm,
-                "momentum_scaling": momentum_scaling,
-                "on_nonfinite": on_nonfinite,
             },
+            layerwise,
         )
 
 
@@ -135,7 +139,7 @@ class RMSprop(LayerwiseOptimizer):
     Parameters
     ----------
     params : iterable
-        float32 tensors on the CPU, (name, tensor) pairs, or dicts of a param group.
+        Tensors on the CPU, (name, tensor) pairs, or dicts of a param group.
     lr : float or one-element Tensor
         Learning rate, at least 0.
     alpha : float
@@ -143,7 +147,7 @@ class RMSprop(LayerwiseOptimizer):
     eps : float
         Added to the root, or inside it with `eps_inside_sqrt`.
     weight_decay : float
-        L2: ``weight_decay * w`` is added to the gradient.
+        Added to the gradient as ``weight_decay * w``, or see `weight_decay_in`.
     momentum : float
         At least 0.
     centered : bool
@@ -158,8 +162,8 @@ class RMSprop(LayerwiseOptimizer):
         ``sqrt(v + eps)`` instead of ``sqrt(v) + eps``.
     initial_square_avg : float
         What v starts from.
-    trust, exclude, max_grad_norm, momentum_scaling, on_nonfinite
-        See Note [Layer-wise arguments] in `date_optim.optimizers`.
+    **layerwise
+        ``trust=``, ``exclude=`` and others: Note [Layer-wise arguments] in `date_optim.optimizers`.
 
     Raises
     ------
@@ -186,11 +190,7 @@ class RMSprop(LayerwiseOptimizer):
         fused: bool | None = None,
         eps_inside_sqrt: bool = False,
         initial_square_avg: float = 0,
-        trust: TrustRatio | None = None,
-        exclude: Exclude = None,
-        max_grad_norm: float | None = None,
-        momentum_scaling: str = "outside",
-        on_nonfinite: str = "propagate",
+        **layerwise: Unpack[Layerwise],
     ) -> None:
         super().__init__(
             params,
@@ -208,119 +208,320 @@ class RMSprop(LayerwiseOptimizer):
                 "fused": fused,
                 "eps_inside_sqrt": eps_inside_sqrt,
                 "initial_square_avg": initial_square_avg,
-                "trust": trust,
-                "exclude": exclude,
-                "max_grad_norm": max_grad_norm,
-                "momentum_scaling": momentum_scaling,
-                "on_nonfinite": on_nonfinite,
             },
+            layerwise,
         )
 
 
-class LARS(SGD):
-    """LARS: SGD with its defaults changed (You, Gitman, Ginsburg 2017).
+class Adagrad(LayerwiseOptimizer):
+    """AdaGrad (Duchi, Hazan, Singer 2011) with the bounded trust ratio.
 
-    "Large Batch Training of Convolutional Networks":
-    ``r = coefficient * ||w|| / (||g|| + weight_decay * ||w||)``, learning rate and ratio inside the
-    momentum buffer, biases and norm layers excluded.
+    torch.optim.Adagrad's arguments, defaults and state keys, with ``w -= lr * r * u`` for
+    ``u = d / (sqrt(sum) + eps)``. A step moves at least 20 bytes per parameter; 12 more with trust
+    where a layer does not stay in the cache. TensorFlow 1's rule, which the papers ran, is
+    ``initial_accumulator_value=0.1, eps=0``.
 
     Parameters
     ----------
-    params, lr, momentum, dampening, weight_decay, nesterov
-        As `SGD`; momentum is 0.9.
-    coefficient, lower, upper : float
-        Of the trust ratio: 0.001, and no bounds.
-    exclude, momentum_scaling
-        As `SGD`; ``"1d"`` and ``"inside"``.
-    **options
-        Any other argument of `SGD`, but ``trust``.
+    params : iterable
+        Tensors on the CPU, (name, tensor) pairs, or dicts of a param group.
+    lr : float or one-element Tensor
+        Learning rate, at least 0.
+    lr_decay : float
+        The rate of step k is ``lr / (1 + (k - 1) * lr_decay)``.
+    weight_decay : float
+        Added to the gradient as ``weight_decay * w``, or see `weight_decay_in`.
+    initial_accumulator_value : float
+        What the sum of squares starts from.
+    eps : float
+        Added to the root.
+    maximize : bool
+        Ascend.
+    foreach, fused : bool, optional
+        Accepted as torch does; the step is always one native call.
+    capturable, differentiable : bool
+        Refused where true.
+    **layerwise
+        ``trust=``, ``exclude=`` and others: Note [Layer-wise arguments] in `date_optim.optimizers`.
 
     Raises
     ------
     ValueError, TypeError, RuntimeError
-        As `SGD`.
+        For arguments out of their range or at odds with each other.
+    """
+
+    rule = "adagrad"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        lr_decay: float = 0,
+        weight_decay: float = 0,
+        initial_accumulator_value: float = 0,
+        eps: float = 1e-10,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        capturable: bool = False,
+        **layerwise: Unpack[Layerwise],
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "lr_decay": lr_decay,
+                "weight_decay": weight_decay,
+                "initial_accumulator_value": initial_accumulator_value,
+                "eps": eps,
+                "foreach": foreach,
+                "maximize": maximize,
+                "differentiable": differentiable,
+                "fused": fused,
+                "capturable": capturable,
+            },
+            layerwise,
+        )
+
+
+class Adam(LayerwiseOptimizer):
+    """Adam (Kingma and Ba 2015) with the bounded trust ratio.
+
+    torch.optim.Adam's arguments, defaults and state keys, with ``w -= lr * r * u`` for
+    ``u = m_hat / (sqrt(v_hat) + eps)``. A step moves at least 28 bytes per parameter, 8 more with
+    amsgrad; with trust, where a layer does not stay in the cache, 8 more for the ratio of the
+    gradient and 12 for that of the update.
+
+    Parameters
+    ----------
+    params : iterable
+        Tensors on the CPU, (name, tensor) pairs, or dicts of a param group.
+    lr : float or one-element Tensor
+        Learning rate, at least 0.
+    betas : (float, float)
+        Smoothing constants of the gradient and of its square, in [0, 1).
+    eps : float
+        Added to the root.
+    weight_decay : float
+        Added to the gradient as ``weight_decay * w``, or see `weight_decay_in`.
+    amsgrad : bool
+        Divide by the largest average of squares so far (Reddi, Kale, Kumar 2018).
+    maximize : bool
+        Ascend.
+    decoupled_weight_decay : bool
+        torch's word for ``weight_decay_in="weights"``.
+    bias_correction : bool
+        Divide the averages by ``1 - beta**k``; without it, and with the ratio of the update, the
+        rule is the LAMB of ALBERT.
+    foreach, fused : bool, optional
+        Accepted as torch does; the step is always one native call.
+    capturable, differentiable : bool
+        Refused where true.
+    **layerwise
+        ``trust=``, ``exclude=`` and others: Note [Layer-wise arguments] in `date_optim.optimizers`.
+
+    Raises
+    ------
+    ValueError, TypeError, RuntimeError
+        For arguments out of their range or at odds with each other.
+    """
+
+    rule = "adam"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        bias_correction: bool = True,
+        **layerwise: Unpack[Layerwise],
+    ) -> None:
+        if decoupled_weight_decay:
+            _decouple(layerwise)
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "amsgrad": amsgrad,
+                "foreach": foreach,
+                "maximize": maximize,
+                "capturable": capturable,
+                "differentiable": differentiable,
+                "fused": fused,
+                "bias_correction": bias_correction,
+            },
+            layerwise,
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as every class here; it may say ``decoupled_weight_decay``, as torch's.
+
+        Parameters
+        ----------
+        param_group : dict
+            As `LayerwiseOptimizer.add_param_group`.
+        """
+        group = dict(param_group)
+        decoupled = group.pop("decoupled_weight_decay", None)
+        if decoupled:
+            _decouple(group)
+        elif decoupled is not None and self.defaults["weight_decay_in"] == "weights":
+            group.setdefault("weight_decay_in", "gradient")
+        super().add_param_group(group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state; its groups say ``decoupled_weight_decay``, too, for torch.optim.Adam.
+
+        Returns
+        -------
+        dict
+            As torch.optim.
+        """
+        state: dict[str, Any] = super().state_dict()
+        for group in state["param_groups"]:
+            group["decoupled_weight_decay"] = group["weight_decay_in"] == "weights"
+        return state
+
+
+def _decouple(options: Any) -> None:
+    """Say ``decoupled_weight_decay=True`` in our words."""
+    if options.setdefault("weight_decay_in", "weights") != "weights":
+        raise ValueError(
+            "decoupled_weight_decay=True says weight_decay_in='weights', but it is "
+            f"{options['weight_decay_in']!r}; leave one of the two out"
+        )
+
+
+class AdamW(Adam):
+    """AdamW (Loshchilov and Hutter 2019): Adam with its weight decay taken off the weights.
+
+    Parameters
+    ----------
+    params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable
+        As `Adam`; weight_decay is 0.01.
+    fused, bias_correction, **layerwise
+        As `Adam`; ``weight_decay_in`` is ``"weights"``.
+
+    Raises
+    ------
+    ValueError, TypeError, RuntimeError
+        As `Adam`.
     """
 
     def __init__(
         self,
         params: ParamsT,
         lr: float | Tensor = 1e-3,
-        momentum: float = 0.9,
-        dampening: float = 0,
-        weight_decay: float = 0,
-        nesterov: bool = False,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
         *,
-        coefficient: float = 0.001,
-        lower: float = 0.0,
-        upper: float = math.inf,
-        exclude: Exclude = "1d",
-        momentum_scaling: str = "inside",
-        **options: Any,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        bias_correction: bool = True,
+        **layerwise: Unpack[Layerwise],
     ) -> None:
-        if "trust" in options:
-            raise TypeError(
-                "LARS has its own trust ratio: pass coefficient=, lower=, upper=, or use SGD"
-            )
+        layerwise.setdefault("weight_decay_in", "weights")
         super().__init__(
             params,
             lr,
-            momentum,
-            dampening,
+            betas,
+            eps,
             weight_decay,
-            nesterov,
-            trust=TrustRatio(coefficient, lower, upper, weight_decay="added"),
-            exclude=exclude,
-            momentum_scaling=momentum_scaling,
-            **options,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            bias_correction=bias_correction,
+            **layerwise,
         )
 
 
-_SOLVERS: dict[str, tuple[Callable[..., LayerwiseOptimizer], dict[str, Any]]] = {
-    "sgd": (SGD, {}),
-    "momentum": (SGD, {"momentum": 0.9}),
-    "nesterov": (SGD, {"momentum": 0.9, "nesterov": True}),
-    "rmsprop": (RMSprop, {}),
-}
+class Adadelta(LayerwiseOptimizer):
+    """Adadelta (Zeiler 2012) with the bounded trust ratio.
 
-
-def DATE(  # noqa: N802 - the paper's name
-    params: ParamsT,
-    rule: str = "rmsprop",
-    *,
-    lower: float = 0.1,
-    upper: float = 1.0,
-    **options: Any,
-) -> LayerwiseOptimizer:
-    """DATE: a base solver with the bounded trust ratio ``||w|| / ||g||`` of each layer.
-
-    You et al. 2019, "Large-Batch Training for LSTM and Beyond", Algorithm 1.
-    The paper gives no bounds; [0.1, 1] is this project's choice.
+    torch.optim.Adadelta's arguments, defaults and state keys, with ``w -= lr * r * u`` for
+    ``u = sqrt(acc_delta + eps) / sqrt(square_avg + eps) * d``; the average of ``u`` knows neither
+    rate nor ratio. A step moves at least 28 bytes per parameter; with trust, where a layer does not
+    stay in the cache, 8 more for the ratio of the gradient and 16 for that of the update.
 
     Parameters
     ----------
     params : iterable
-        As torch.optim.
-    rule : {"sgd", "momentum", "nesterov", "rmsprop"}
-        The base solver.
-    lower, upper : float
-        Bounds of the ratio.
-    **options
-        Any other argument of the solver's class, but ``trust``.
-
-    Returns
-    -------
-    SGD or RMSprop
+        Tensors on the CPU, (name, tensor) pairs, or dicts of a param group.
+    lr : float or one-element Tensor
+        Learning rate, at least 0.
+    rho : float
+        Smoothing constant of both averages, in [0, 1].
+    eps : float
+        Added inside both roots.
+    weight_decay : float
+        Added to the gradient as ``weight_decay * w``, or see `weight_decay_in`.
+    maximize : bool
+        Ascend.
+    foreach, fused : bool, optional
+        Accepted as torch does; the step is always one native call.
+    capturable, differentiable : bool
+        Refused where true.
+    **layerwise
+        ``trust=``, ``exclude=`` and others: Note [Layer-wise arguments] in `date_optim.optimizers`.
 
     Raises
     ------
     ValueError, TypeError, RuntimeError
-        For an unknown rule or ``trust=``, and as the class.
+        For arguments out of their range or at odds with each other.
     """
-    if rule not in _SOLVERS:
-        raise ValueError(f"rule {rule!r} is unknown; there are {', '.join(_SOLVERS)}")
-    if "trust" in options:
-        raise TypeError(
-            "DATE has its own trust ratio: pass lower=, upper=, or use the class with trust="
+
+    rule = "adadelta"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-6,
+        weight_decay: float = 0,
+        foreach: bool | None = None,
+        *,
+        capturable: bool = False,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        **layerwise: Unpack[Layerwise],
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "rho": rho,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "foreach": foreach,
+                "capturable": capturable,
+                "maximize": maximize,
+                "differentiable": differentiable,
+                "fused": fused,
+            },
+            layerwise,
         )
-    solver, defaults = _SOLVERS[rule]
-    return solver(params, trust=TrustRatio(lower=lower, upper=upper), **{**defaults, **options})

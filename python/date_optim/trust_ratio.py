@@ -26,8 +26,8 @@ class TrustRatio:
     lower, upper : float
         Constant bounds of the ratio, ``0 <= lower <= upper``.
     of : {"gradient", "update"}
-        What the denominator is the norm of: LARS and DATE take the gradient, LAMB the update,
-        which no optimizer of this version accepts yet.
+        What the denominator is the norm of: LARS and DATE take the gradient, LAMB the whole update,
+        weight decay in it included.
     weight_decay : {"ignored", "added", "combined"}
         How weight decay enters the denominator, for ``of="gradient"``: ``||g||`` (DATE), ``||g|| +
         decay*||w||`` (LARS), or ``||g + decay*w||`` (optax).
@@ -41,7 +41,7 @@ class TrustRatio:
     zero_norm : float
         The ratio, before bounding, of a layer whose weights or whose denominator have norm 0.
     weight_norm_bounds : (float, float), optional
-        phi: bounds on ``||w||`` itself; LAMB has (0, 10).
+        phi: bounds on ``||w||`` itself, as LAMB's paper allows; some implementations take (0, 10).
     clip_by_lr : bool
         Take ``min(r / lr, 1)`` before bounding, as LARC.
     skip_without_decay : bool

@@ -70,7 +70,7 @@ constexpr int kSteps = 5;
 constexpr std::uint32_t kFirstEpoch = 0xfffffffd;  // the steps pass 2^32
 constexpr int kPlain = 5;                          // the layer without trust
 constexpr int kSkippedStep = 3;                    // a gradient is not finite: nothing happens
-constexpr int kSkippedLayer = 7;                   // its weights are not finite: it alone stays as it is
+constexpr int kSkippedLayer = 7;  // its weights are not finite: with SCANs it alone stays as it is
 constexpr auto kInfinity = std::numeric_limits<float>::infinity();
 
 /// RMSprop with all of its states, under one row of numbers: a plan and its memory.
@@ -87,17 +87,22 @@ class Steps {
       Layer& layer = layers_[i];
       layer = {.weights = memory_[i][0].data(),
                .gradient = memory_[i][1].data(),
+               .rounded = nullptr,
                .states = {},
                .step = nullptr,
                .size = kSizes[i],
                .slot = slots,
                .measures = 0,
                .options = 0,
-               .row = 0};
+               .row = 0,
+               .weights_type = Type::float32,
+               .gradient_type = Type::float32,
+               .rounded_type = Type::float32};
       for (int k = 0; k < kMaxStates; ++k) layer.states[k] = memory_[i][2 + k].data();
       slots += (kSizes[i] + kLeaf - 1) / kLeaf;
     }
     memory_[kSkippedLayer][0].back() = kInfinity;
+    row_.of_update = scan ? 0 : 1;  // without SCANs nothing is skipped, and states are committed early
     if (scan) {
       for (int i = 0; i < kLayers; ++i) cut(i, Kind::scan, chunk);
       scans_ = static_cast<std::int64_t>(items_.size());
@@ -126,7 +131,7 @@ class Steps {
                     .verdict = &verdict_,
                     .clock = &clock_,
                     .max_grad_norm = 10,
-                    .skip_nonfinite = true};
+                    .skip_nonfinite = scans_ != 0};
     for (int step = 0; step < kSteps; ++step) {
       float& last = memory_[0][1].back();
       const float kept = last;
@@ -135,7 +140,7 @@ class Steps {
       for (int i = 0; i < workers; ++i) {
         threads.emplace_back([&, i] {
           Delayed<Order> worker(workers, 100 * step + i + 1);
-          run_worker<Delayed<Order>, Rmsprop<float>>(worker, plan);
+          run_worker<Delayed<Order>, Rmsprop>(worker, plan);
         });
       }
       for (std::thread& thread : threads) thread.join();
@@ -184,7 +189,10 @@ class Steps {
                    .lr_inside = 0,
                    .ratio_inside = 0,
                    .gradient_scale = 1,
-                   .decay = 0.01,
+                   .gradient_decay = 0.01,
+                   .update_decay = 0,
+                   .weight_scale = 1,
+                   .of_update = 0,
                    .measured_decay = 0},
                   0.9,
                   0.1,

@@ -1,0 +1,55 @@
+#pragma once
+#include "rule.h"
+
+namespace dk::DK_ARCH {
+
+struct AdamRow : CommonRow {
+  double one_minus_beta1, beta2, one_minus_beta2, mean_scale, root_scale, eps, amsgrad;
+};
+
+/// Adam (Kingma and Ba 2015) and AMSGrad (Reddi et al. 2018) with torch's semantics. The bias corrections
+/// 1/(1 - beta1^k) and 1/sqrt(1 - beta2^k) are scales of the row, 1 without them.
+template <class T>
+struct Adam : Common<T> {
+  using Row = AdamRow;
+  static constexpr const char* kFields[] = {DK_COMMON_FIELDS, "one_minus_beta1", "beta2", "one_minus_beta2",
+                                            "mean_scale",     "root_scale",      "eps",   "amsgrad"};
+  static constexpr const char* kStateKeys[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static constexpr int kStates = 3;
+  static constexpr int kAmsgrad = 1;
+  static constexpr int kVariants = 2;
+  static constexpr bool kUses[kVariants][kStates] = {{true, true, false}, {true, true, true}};
+  static constexpr bool kConcludes[kVariants] = {true, true};
+
+  T one_minus_beta1, beta2, one_minus_beta2, mean_scale, root_scale, eps;
+  int variant;
+
+  Adam(const Row& row, double clip)
+      : Common<T>(row, clip),
+        one_minus_beta1(static_cast<T>(row.one_minus_beta1)),
+        beta2(static_cast<T>(row.beta2)),
+        one_minus_beta2(static_cast<T>(row.one_minus_beta2)),
+        mean_scale(static_cast<T>(row.mean_scale)),
+        root_scale(static_cast<T>(row.root_scale)),
+        eps(static_cast<T>(row.eps)),
+        variant(row.amsgrad != 0 ? kAmsgrad : 0) {}
+
+  template <int V>
+  DK_INLINE T direction(T w, T g, T (&s)[kStates], T) const {
+    const T d = this->gradient(w, g);
+    s[0] = s[0] + one_minus_beta1 * (d - s[0]);
+    s[1] = beta2 * s[1] + one_minus_beta2 * (d * d);
+    if constexpr (V == kAmsgrad) {
+      s[2] = s[1] > s[2] ? s[1] : s[2];
+      s[2] = s[1] != s[1] ? s[1] : s[2];  // torch.maximum: a NaN on either side stays one
+    }
+    return conclude<V>(s);
+  }
+
+  template <int V>
+  DK_INLINE T conclude(const T (&s)[kStates]) const {
+    return mean_scale * s[0] / (root_scale * root(s[V == kAmsgrad ? 2 : 1]) + eps);
+  }
+};
+
+}  // namespace dk::DK_ARCH
