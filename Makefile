@@ -31,6 +31,9 @@ format: .venv/test
 	$(bin)/ruff format $(sources)
 	$(bin)/clang-format -i $(native_code)
 
+# A build that fails is an error here, where `pip install .` would go on without compiled kernels.
+export DATE_KERNELS_NATIVE := ON
+
 # torch comes first and alone, so that nothing else decides which build of it is taken.
 .venv/torch:
 	$(PYTHON) -m venv .venv

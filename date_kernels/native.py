@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import PackageNotFoundError, distribution
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,11 @@ else:
         why_missing = None
     except ImportError as error:
         _native = None
-        why_missing = f"the compiled module did not load: {error}"
+        try:  # what python/build_backend.py wrote down
+            why_missing = distribution("date-kernels").read_text("build_failure.txt")
+        except PackageNotFoundError:
+            why_missing = None
+        why_missing = f"the compiled module is missing: {why_missing or error}"
 
 TARGET_VARIABLE = "DATE_KERNELS_CPU_TARGET"
 """Environment variable that forces an instruction set."""
@@ -37,7 +42,8 @@ def module() -> ModuleType:
     """
     if why_missing is not None:
         raise RuntimeError(
-            f"backend 'cpu' is not available: {why_missing}; reinstall with `pip install .`"
+            f"backend 'cpu' is not available: {why_missing}; `DATE_KERNELS_NATIVE=ON pip install "
+            "--no-cache-dir --force-reinstall --no-deps .` builds it or stops at the error"
         )
     return _native
 

@@ -377,12 +377,16 @@ ADAGRAD = Rule(
 )
 
 
-def _check_adam(group: Group) -> None:
+def _check_betas(group: Group) -> None:
     betas = group["betas"]
     if not isinstance(betas, tuple) or len(betas) != 2:
         raise ValueError(f"Invalid betas value: {betas!r}; betas must be a pair of numbers")
     for index, beta in enumerate(betas):
         number({"betas": beta}, "betas", below=1.0, what=f"beta parameter at index {index}")
+
+
+def _check_adam(group: Group) -> None:
+    _check_betas(group)
     _check_eps(group)
 
 
