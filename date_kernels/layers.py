@@ -320,9 +320,12 @@ def check_saved_state(rule: Rule, group: Group, param: Tensor, saved: Mapping[st
         )
     for key, value in saved.items():
         if key != "step":
-            if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{key!r} is a {type(value).__name__}, not a tensor")
+            if not value.dtype.is_floating_point or value.layout != torch.strided or value.is_meta:
                 raise ValueError(
-                    f"{key!r} is {value!r:.80}, not a tensor of floating-point numbers"
+                    f"{key!r} is {value.dtype}, {value.layout}, on {value.device}; a state is dense "
+                    "floating-point numbers"
                 )
             check_shape(value, repr(key), param)
         elif isinstance(value, Tensor) and value.numel() != 1:

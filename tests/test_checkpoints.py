@@ -335,6 +335,16 @@ def test_a_state_that_does_not_say_where_decay_stands(cls: Any, place: str) -> N
     assert optimizer.param_groups[0]["weight_decay_in"] == place
 
 
+def test_our_word_for_a_place_goes_before_torchs() -> None:
+    optimizer, _ = make("AdamW")
+    state = optimizer.state_dict()
+    assert {group["decoupled_weight_decay"] for group in state["param_groups"]} == {True}
+    state["param_groups"][1]["weight_decay_in"] = "update"
+    optimizer.load_state_dict(state)
+    places = [group["weight_decay_in"] for group in optimizer.param_groups]
+    assert places == ["weights", "update"]
+
+
 # --- older and adapted checkpoints ----------------------------------------------------------------
 
 
@@ -497,9 +507,11 @@ BAD: dict[str, tuple[str, Spoil, str]] = {
     "integers": (
         "Adam",
         put("exp_avg", torch.ones(5, 4).int()),
-        "(?s)'exp_avg' is .* floating-point",
+        "'exp_avg' is torch.int32, torch.strided, on cpu; a state is dense floating-point",
     ),
-    "a number": ("Adam", put("exp_avg", 1.0), "'exp_avg' is 1.0, not a tensor"),
+    "sparse": ("Adam", put("exp_avg", torch.ones(5, 4).to_sparse()), "float32, torch.sparse_coo"),
+    "no memory": ("Adam", put("exp_avg", torch.ones(5, 4, device="meta")), "strided, on meta"),
+    "a number": ("Adam", put("exp_avg", 1.0), "'exp_avg' is a float, not a tensor"),
     "two steps": ("Adam", put("step", torch.ones(2)), r"'step' has shape \(2,\)"),
     "a word for a step": ("Adam", put("step", "two"), "'step' is 'two', not a number of steps"),
     "half a step": ("Adam", put("step", 1.5), "'step' is 1.5, not a number of steps"),
