@@ -324,8 +324,8 @@ def check_saved_state(rule: Rule, group: Group, param: Tensor, saved: Mapping[st
                 raise ValueError(f"{key!r} is a {type(value).__name__}, not a tensor")
             if not value.dtype.is_floating_point or value.layout != torch.strided or value.is_meta:
                 raise ValueError(
-                    f"{key!r} is {value.dtype}, {value.layout}, on {value.device}; a state is dense "
-                    "floating-point numbers"
+                    f"{key!r} is {value.dtype}, {value.layout}, on {value.device}; a state is "
+                    "dense floating-point numbers"
                 )
             check_shape(value, repr(key), param)
         elif isinstance(value, Tensor) and value.numel() != 1:
