@@ -75,10 +75,11 @@ class ReferenceStepper:
             grad_scale=scale,
             found_inf=None if found_inf is None else float(found_inf),
         )
-        for tensors, results in ((params, weights), (steps, counters)):
-            _write(tensors, results)
-        for key, state in states.items():
-            _write(state, arrays[key])
+        stepped = np.flatnonzero(~telemetry.skipped).tolist()
+        columns = [(params, weights), (steps, counters)]
+        columns += [(state, arrays[key]) for key, state in states.items()]
+        for tensors, results in columns:
+            _write([tensors[i] for i in stepped], [results[i] for i in stepped])
         return telemetry
 
 

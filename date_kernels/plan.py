@@ -199,7 +199,10 @@ class Plan:
         if found_inf is not None and float(found_inf) != 0:
             built.engine.skip()
             return _telemetry(built, scanned=False)
-        pointers = [grad.data_ptr() for grad in grads]
+        try:
+            pointers = [grad.data_ptr() for grad in grads]
+        except RuntimeError:  # a sparse one of no dimensions, whose strides look the same
+            pointers = [0]
         if 0 in pointers:  # an empty layer, or a gradient that has lost its memory
             check_layers(self.rule, call, name_of)
         rows = self._rows(built, call, scale, name_of)

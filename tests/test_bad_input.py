@@ -424,3 +424,13 @@ def test_memory_is_counted_in_bytes(first: int, backend: str) -> None:
         call = mid_run()
         spoil(call)
         call.take(make_stepper(call.rule, backend.split("-", maxsplit=1)[0]).step)
+
+
+def test_a_sparse_gradient_of_a_plan_in_use() -> None:
+    """Of no dimensions: it looks like the dense one before it."""
+    stepper = make_stepper("sgd", "cpu")
+    call = make_call("sgd", [torch.ones(())], [torch.ones(())], {})
+    call.take(stepper.step)
+    call.grads[0] = torch.ones(()).to_sparse()
+    with unchanged(call.written()), pytest.raises(RuntimeError, match=r"params\[0\] is sparse"):
+        stepper.step(call.params, call.grads, call.states, call.steps, call.groups)

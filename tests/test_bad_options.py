@@ -172,13 +172,12 @@ MOMENTUM: list[tuple[Options, str]] = [
         for form in SCALINGS
     ),
 ]
-ADAM: list[tuple[Options, str]] = [
+BETAS: list[tuple[Options, str]] = [
     *(betas(index, value) for index in (0, 1) for value in (1.0, -0.1, 1.5, NAN, "0.9", None)),
     *(
         ({"betas": value}, "Invalid betas value: .*; betas must be a pair of numbers")
         for value in (0.9, (0.9,), (0.9, 0.99, 0.999), "ab", None, {0.9, 0.99})
     ),
-    *flags("amsgrad", "bias_correction"),
 ]
 OWN: dict[str, list[tuple[Options, str]]] = {
     "sgd": [
@@ -212,7 +211,7 @@ OWN: dict[str, list[tuple[Options, str]]] = {
         ({"initial_accumulator_value": -0.1}, "Invalid initial_accumulator_value value: -0.1"),
         ({"initial_accumulator_value": NAN}, "Invalid initial_accumulator_value value: nan"),
     ],
-    "adam": [*EPS, *ADAM],
+    "adam": [*EPS, *BETAS, *flags("amsgrad", "bias_correction")],
     "adadelta": [
         *EPS,
         ({"rho": 1.1}, r"Invalid rho value: 1.1; rho must be in \[0, 1\]"),
@@ -315,7 +314,8 @@ def test_backends_refuse_options(cls: Any, options: Options, match: str, backend
         call.take(stepper.step)
     sound = call.copy()
     call.groups[0].update(plain(options))
-    for group in (call.groups[0], {**call.groups[0], "trust": False}):  # unused options count, too
+    bad, unused = call.groups[0], {**call.groups[0], "trust": False}
+    for group in (bad, bad, unused, unused):  # once more each: a refusal is not forgotten
         call.groups[0] = group
         with (
             unchanged([*call.written(), *call.grads]),
