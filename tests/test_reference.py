@@ -677,6 +677,6 @@ def test_a_step_of_nothing() -> None:
 
 def test_an_unknown_rule_is_named() -> None:
     run = Run("sgd", [W], {})
-    run.rule = "lion"
-    with pytest.raises(ValueError, match="rule is 'lion'; take one of sgd, rmsprop"):
+    run.rule = "sgdm"
+    with pytest.raises(ValueError, match="rule is 'sgdm'; take one of sgd, rmsprop"):
         run.step([G])
