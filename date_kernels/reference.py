@@ -292,6 +292,19 @@ def adadelta(d: Array, state: State, k: int, inside: float, group: Group) -> Arr
     return u
 
 
+def lion(d: Array, state: State, k: int, inside: float, group: Group) -> Array:
+    """Lion (Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms").
+
+    ``u = sign(beta1*m + (1-beta1)*d)``, and then ``m <- beta2*m + (1-beta2)*d``.
+    """
+    beta1, beta2 = group["betas"]
+    m = state["exp_avg"]
+    u: Array = np.sign(beta1 * m + (1 - beta1) * d)
+    m *= beta2
+    m += (1 - beta2) * d
+    return u
+
+
 Rule: TypeAlias = Callable[[Array, State, int, float, Group], Array]
 
 RULES: dict[str, Rule] = {
@@ -300,6 +313,7 @@ RULES: dict[str, Rule] = {
     "adagrad": adagrad,
     "adam": adam,
     "adadelta": adadelta,
+    "lion": lion,
 }
 """Every family: ``rule(d, state, k, inside, group)`` advances the state and returns ``u``.
 

@@ -445,5 +445,21 @@ ADADELTA = Rule(
     variants={"plain": {}, "fast": {"rho": 0.7, "eps": 1e-3}},
 )
 
-RULES: dict[str, Rule] = {rule.name: rule for rule in (SGD, RMSPROP, ADAGRAD, ADAM, ADADELTA)}
+LION = Rule(
+    name="lion",
+    states=("exp_avg",),
+    options={"betas": (0.9, 0.99)},
+    used=lambda group: ("exp_avg",),
+    counts_steps=lambda group: False,
+    check=_check_betas,
+    row=lambda group, k: {
+        "beta1": float(group["betas"][0]),
+        "one_minus_beta1": 1.0 - float(group["betas"][0]),
+        "beta2": float(group["betas"][1]),
+        "one_minus_beta2": 1.0 - float(group["betas"][1]),
+    },
+    variants={"plain": {}, "fast": {"betas": (0.5, 0.6)}},
+)
+
+RULES: dict[str, Rule] = {rule.name: rule for rule in (SGD, RMSPROP, ADAGRAD, ADAM, ADADELTA, LION)}
 """Every family by name, in the order of ``csrc/rules/all.h``."""

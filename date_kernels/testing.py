@@ -328,12 +328,25 @@ def adadelta_bound(
     return u, {"square_avg": v.error, "acc_delta": a.error}
 
 
+def lion_bound(
+    layer: Layer, after: Layer, inside: float, rounding: Rounding
+) -> tuple[Term, States]:
+    """Bound the errors of Lion: a sign errs by 2 where errors may turn it, else not at all."""
+    beta1, beta2 = layer.group["betas"]
+    d, m = decayed_gradient(layer, rounding), exact(layer.state["exp_avg"])
+    mixed = beta1 * layer.state["exp_avg"] + (1 - beta1) * reference.decayed(layer)
+    turns = np.abs(mixed) <= rounding.sum((beta1, m), (1 - beta1, d))
+    u = Term(np.abs(np.sign(mixed)), np.where(turns, 2.0, 0.0))
+    return u, {"exp_avg": rounding.sum((beta2, m), (1 - beta2, d))}
+
+
 BOUNDS: dict[str, Bound] = {
     "sgd": sgd_bound,
     "rmsprop": rmsprop_bound,
     "adagrad": adagrad_bound,
     "adam": adam_bound,
     "adadelta": adadelta_bound,
+    "lion": lion_bound,
 }
 """By rule: ``bound(layer, after, inside, rounding) -> (u, errors of the states)``.
 

@@ -20,12 +20,13 @@ from date_optim import (
     Adagrad,
     Adam,
     AdamW,
+    Lion,
     RMSprop,
     TrustRatio,
 )
 from date_optim.optimizer import LayerwiseOptimizer
 
-CLASSES = (SGD, RMSprop, Adagrad, Adam, AdamW, Adadelta, LARS, LAMB)
+CLASSES = (SGD, RMSprop, Adagrad, Adam, AdamW, Adadelta, Lion, LARS, LAMB)
 
 TRUST = TrustRatio(lower=0.1, upper=2.0)
 OF_UPDATE = TrustRatio(lower=0.1, upper=2.0, of="update")
@@ -45,6 +46,7 @@ SETUPS: dict[str, tuple[Any, Options]] = {
     "Adam-all": (Adam, {"amsgrad": True, "weight_decay": 0.1, "trust": OF_UPDATE}),
     "AdamW": (AdamW, {"trust": TRUST}),
     "Adadelta": (Adadelta, {"trust": OF_UPDATE}),
+    "Lion": (Lion, {"weight_decay": 0.1, "trust": OF_UPDATE}),
     "adabound": (SGD, {"trust": TrustRatio(bounds="adabound", final=0.1, gamma=0.1)}),
     "phi": (SGD, {"trust": TrustRatio(weight_norm_bounds=(0.0, 10.0))}),
     "LARS": (LARS, {"weight_decay": 0.01, "coefficient": 0.1}),

@@ -37,6 +37,7 @@ from date_optim import (
     Adagrad,
     Adam,
     AdamW,
+    Lion,
     RMSprop,
     TrustRatio,
 )
@@ -46,7 +47,7 @@ NAN, INF = math.nan, math.inf
 SHAPES = [(4, 3), (5,), ()]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
-CLASSES: list[type[LayerwiseOptimizer]] = [SGD, RMSprop, Adagrad, Adam, AdamW, Adadelta]
+CLASSES: list[type[LayerwiseOptimizer]] = [SGD, RMSprop, Adagrad, Adam, AdamW, Adadelta, Lion]
 every_class = pytest.mark.parametrize("cls", CLASSES)
 
 # --- options --------------------------------------------------------------------------------------
@@ -212,6 +213,7 @@ OWN: dict[str, list[tuple[Options, str]]] = {
         ({"initial_accumulator_value": NAN}, "Invalid initial_accumulator_value value: nan"),
     ],
     "adam": [*EPS, *BETAS, *flags("amsgrad", "bias_correction")],
+    "lion": BETAS,
     "adadelta": [
         *EPS,
         ({"rho": 1.1}, r"Invalid rho value: 1.1; rho must be in \[0, 1\]"),

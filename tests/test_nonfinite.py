@@ -185,7 +185,11 @@ def is_in_norm(call: Call, layer: int, mode: str, where: str, value: float) -> b
         return False
     if where == "weight":  # of a layer with a master the norm is the master's
         return call.states[MASTER][layer] is None
-    if where in ("gradient", MASTER):
+    if where == MASTER:
+        return True
+    if call.rule == "lion" and "update" in mode:  # a sign, infinity's too
+        return math.isnan(value)
+    if where == "gradient":
         return True
     # A state enters the update's norm alone, and to divide by an infinite average gives 0.
     harmless = value == INF and where in SQUARES and where != "acc_delta"

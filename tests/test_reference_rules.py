@@ -28,7 +28,7 @@ from reference_run import (
     one_step,
 )
 
-from date_kernels import reference
+from date_kernels import RULES, reference
 from date_kernels.testing import assert_close
 
 # --- torch.optim --------------------------------------------------------------------------------
@@ -348,3 +348,21 @@ def test_a_skipped_layer_keeps_master_and_parameter(where: str) -> None:
     assert telemetry.skipped.tolist() == [True, where == "gradient"]
     np.testing.assert_array_equal(master, before)
     np.testing.assert_array_equal(run.params[0], W)
+
+
+def test_lion_is_its_papers_algorithm() -> None:
+    """Chen et al. 2023, Algorithm 2, by hand, with the norm of its update in the ratio."""
+    w, m, g = np.array([0.5, -0.25, 1.0]), np.array([0.25, 0.5, -0.5]), np.array([-1.0, 3.0, 1.5])
+    group = RULES["lion"].complete(
+        {
+            **{"lr": 0.1, "params": [0], "betas": (0.75, 0.5), "weight_decay": 0.2},
+            **{"weight_decay_in": "update", "trust": True, "trust_of": "update"},
+        }
+    )
+    u = np.array([-1.0, 1.0, 0.0]) + 0.2 * w  # the signs of .1875 - .25, .375 + .75, -.375 + .375
+    after, average = w.copy(), m.copy()
+    telemetry = reference.step("lion", [after], [g], {"exp_avg": [average]}, [None], [group])
+    ratio = math.sqrt(1.3125) / math.sqrt(0.9**2 + 0.95**2 + 0.2**2)
+    np.testing.assert_allclose(telemetry.ratio, ratio, rtol=1e-12)
+    np.testing.assert_allclose(after, w - 0.1 * ratio * u, rtol=1e-12)
+    np.testing.assert_allclose(average, [-0.375, 1.75, 0.5], rtol=1e-12)

@@ -3,6 +3,7 @@
 #include "adadelta.h"
 #include "adagrad.h"
 #include "adam.h"
+#include "lion.h"
 #include "rmsprop.h"
 #include "sgd.h"
 
@@ -11,4 +12,5 @@
   X("rmsprop", Rmsprop)     \
   X("adagrad", Adagrad)     \
   X("adam", Adam)           \
-  X("adadelta", Adadelta)
+  X("adadelta", Adadelta)   \
+  X("lion", Lion)

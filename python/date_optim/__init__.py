@@ -1,7 +1,7 @@
 """Drop-in torch optimizers with a bounded layer-wise trust ratio, and recipes for large batches."""
 
 from .optimizer import LayerTelemetry
-from .optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, RMSprop
+from .optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, Lion, RMSprop
 from .presets import DATE, LAMB, LARS
 from .recipe import Recipe
 from .trust_ratio import TrustRatio
@@ -16,6 +16,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "LayerTelemetry",
+    "Lion",
     "RMSprop",
     "Recipe",
     "TrustRatio",

@@ -525,3 +525,69 @@ class Adadelta(LayerwiseOptimizer):
             },
             layerwise,
         )
+
+
+class Lion(LayerwiseOptimizer):
+    """Lion (Chen et al. 2023) with the bounded trust ratio.
+
+    ``w -= lr * r * u`` for ``u = sign(beta1 * m + (1 - beta1) * d)``, a direction of equal steps
+    for all elements, whose norm alone says little: take the ratio of the update, as
+    ``trust=TrustRatio(of="update")``. A step moves at least 20 bytes per parameter, 12 more with
+    that ratio where a layer does not stay in the cache.
+
+    Parameters
+    ----------
+    params : iterable
+        Tensors on the CPU, (name, tensor) pairs, or dicts of a param group.
+    lr : float or one-element Tensor
+        Learning rate, at least 0.
+    betas : (float, float)
+        Weights of the average in the direction and in its own update, in [0, 1).
+    weight_decay : float
+        Taken off the weights as in AdamW, or see `weight_decay_in`.
+    maximize : bool
+        Ascend.
+    foreach, fused : bool, optional
+        Accepted as torch does; the step is always one native call.
+    capturable, differentiable : bool
+        Refused where true.
+    **layerwise
+        ``trust=``, ``exclude=`` and others: Note [Layer-wise arguments] in `date_optim.optimizers`.
+
+    Raises
+    ------
+    ValueError, TypeError, RuntimeError
+        For arguments out of their range or at odds with each other.
+    """
+
+    rule = "lion"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.99),
+        weight_decay: float = 0,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        **layerwise: Unpack[Layerwise],
+    ) -> None:
+        layerwise.setdefault("weight_decay_in", "weights")
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "weight_decay": weight_decay,
+                "maximize": maximize,
+                "foreach": foreach,
+                "capturable": capturable,
+                "differentiable": differentiable,
+                "fused": fused,
+            },
+            layerwise,
+        )
