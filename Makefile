@@ -9,7 +9,7 @@ native_code = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -na
 sources := date_kernels python tests examples
 
 .NOTPARALLEL:
-.PHONY: demo demo-tune test lint format clean
+.PHONY: demo demo-tune test mutants lint format clean
 
 demo: .venv/demo
 	$(bin)/python examples/demo/run.py $(DEMO_ARGS)
@@ -19,6 +19,10 @@ demo-tune: .venv/demo
 
 test: lint
 	$(bin)/pytest
+
+# Breaks one promise at a time and fails unless the test named for it fails.
+mutants: .venv/test
+	$(bin)/python tests/mutants/run.py
 
 lint: .venv/test
 	$(bin)/ruff check $(sources)
