@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import native, reference
-from .layers import Call, States, assign, check_layers, widened
+from .layers import Call, States, assign, check_layers, states_of, widened
 from .options import Group
 from .plan import Plan, check_groups, check_scale, find_rule
 from .reference import Telemetry
@@ -62,8 +62,15 @@ class ReferenceStepper:
         scale = check_scale(grad_scale)
         groups = [self.rule.complete(group) for group in groups]
         check_groups(self.rule, groups)
-        check_layers(self.rule, Call(params, grads, states, steps, groups), name_of)
-        arrays = {key: _arrays(state) for key, state in states.items()}
+        layers = check_layers(self.rule, Call(params, grads, states, steps, groups), name_of)
+        used = [
+            states_of(self.rule, groups[index], param)
+            for (index, _), param in zip(layers, params, strict=True)
+        ]
+        arrays = {
+            key: _arrays([x if key in of else None for x, of in zip(state, used, strict=True)])
+            for key, state in states.items()
+        }
         weights, counters = _arrays(params), [_counter(step) for step in steps]
         telemetry = reference.step(
             self.rule.name,

@@ -327,6 +327,11 @@ def check_saved_state(rule: Rule, group: Group, param: Tensor, saved: Mapping[st
                     f"{key!r} is {value.dtype}, {value.layout}, on {value.device}; a state is "
                     "dense floating-point numbers"
                 )
+            if key == MASTER and value.dtype in HALF:
+                raise ValueError(
+                    f"'{MASTER}' is {value.dtype}: it was rounded on its way and may be older; "
+                    "leave it out, and the parameter's own values start a new one"
+                )
             check_shape(value, repr(key), param)
         elif isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"'step' has shape {tuple(value.shape)}, but is one number")

@@ -32,7 +32,16 @@ from .layers import (
 )
 from .options import Group
 from .reference import Telemetry
-from .rules import RULES, Rule, check_group, hyper_row, is_measured, needs_step, trust_row
+from .rules import (
+    RULES,
+    Rule,
+    check_common,
+    check_group,
+    hyper_row,
+    is_measured,
+    needs_step,
+    trust_row,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -384,13 +393,7 @@ def check_groups(rule: Rule, groups: Sequence[Group]) -> None:
             check_group(rule, group)
         except ValueError as error:
             raise ValueError(f"param group {index}: {error}") from None
-    for key in ("max_grad_norm", "on_nonfinite"):
-        values = list(dict.fromkeys(group[key] for group in groups))
-        if len(values) > 1:
-            raise ValueError(
-                f"{key} is one decision for all param groups, but they differ: {values}; "
-                "give every group the same"
-            )
+    check_common(groups)
 
 
 def check_scale(grad_scale: Tensor | float | None) -> float:

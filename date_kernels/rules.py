@@ -8,7 +8,7 @@ float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
@@ -190,6 +190,23 @@ def _check_weight_norm_bounds(bounds: Any) -> None:
             f"Invalid trust_weight_norm_bounds value: {bounds!r}; take None or (low, high) "
             "with 0 <= low <= high, low finite"
         )
+
+
+def check_common(groups: Sequence[Group]) -> None:
+    """Refuse groups that differ where one decision serves the whole step.
+
+    Raises
+    ------
+    ValueError
+        It names the option and shows the values.
+    """
+    for key in ("max_grad_norm", "on_nonfinite"):
+        values = list(dict.fromkeys(group[key] for group in groups))
+        if len(values) > 1:
+            raise ValueError(
+                f"{key} is one decision for all param groups, but they differ: {values}; "
+                "give every group the same"
+            )
 
 
 def is_measured(group: Group, excluded: bool) -> bool:

@@ -367,3 +367,16 @@ def test_no_layers() -> None:
     for groups in ([], [{"params": [], "lr": 0.1, "trust": True, "max_grad_norm": 1.0}]):
         telemetry = date_kernels.step("sgd", [], [], {}, [], groups)
         assert telemetry.ratio.shape == (0,)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(("dtype", "wanted"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_states_that_the_options_do_not_use(dtype: torch.dtype, wanted: bool, backend: str) -> None:
+    """A master beside float32 weights, or one that the group does not ask for, is left alone."""
+    call = make_call("adam", [torch.ones(3, dtype=dtype)], [torch.ones(3, dtype=dtype)], {})
+    call.groups[0]["master_weights"] = wanted
+    extra = [torch.full((3,), 9.0), torch.full((3,), 7.0)]
+    call.states |= {"master": [extra[0]], "max_exp_avg_sq": [extra[1]]}
+    call.take(partial(date_kernels.step, "adam", backend=backend))
+    assert_same_bits(extra, [torch.full((3,), 9.0), torch.full((3,), 7.0)])
+    np.testing.assert_allclose(call.params[0].float().numpy(), 1 - 0.05, rtol=4e-3)

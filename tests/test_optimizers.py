@@ -7,6 +7,7 @@ torch.optim: Note [Twice torch's own error] in `torch_runs`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from torch_runs import (
 
 from date_kernels import MASTER
 from date_kernels.layers import HALF
-from date_optim import SGD, Adadelta, Adagrad, Adam, AdamW, RMSprop, TrustRatio
+from date_optim import LARS, SGD, Adadelta, Adagrad, Adam, AdamW, RMSprop, TrustRatio
 from date_optim.optimizer import LayerwiseOptimizer
 
 PLACES = ("gradient", "update", "weights")
@@ -382,3 +383,39 @@ def test_master_weights_that_come_and_go(name: str) -> None:
         judged_optimizer_step(optimizer)
         assert all((MASTER in optimizer.state.get(param, {})) == wanted for param in params)
         assert all(optimizer.state.values()), "an empty state"
+
+
+def test_a_master_is_dropped_with_the_16_bits_that_it_was_for() -> None:
+    """Or it would undo, once they are back, what happened to the weights meanwhile."""
+    param = Parameter(torch.tensor([1.0, 2.0], dtype=torch.bfloat16))
+    optimizer = SGD([param], lr=0.125, master_weights=True)
+    for dtype in (torch.bfloat16, torch.float32, torch.bfloat16):
+        param.grad = None
+        param.data = param.data.to(dtype)
+        param.grad = torch.ones(2, dtype=dtype)
+        optimizer.step()
+        assert ("master" in optimizer.state[param]) == (dtype == torch.bfloat16)
+    assert param.tolist() == [1 - 3 * 0.125, 2 - 3 * 0.125]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (
+            lambda p: AdamW(p, decoupled_weight_decay=False),  # type: ignore[call-arg]
+            TypeError,
+            r"AdamW\(\) got an unexpected keyword argument 'decoupled_weight_decay'",
+        ),
+        (lambda p: LARS([{"params": p, "upper": 0.5}]), ValueError, "says trust_upper, not upper"),
+        (
+            lambda p: SGD([{"params": p[:1]}, {"params": p[1:], "max_grad_norm": 1.0}]),
+            ValueError,
+            "max_grad_norm is one decision for all param groups, but they differ",
+        ),
+    ],
+)
+def test_what_would_be_ignored_is_refused(
+    make: Callable[[list[Parameter]], Any], error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        make([Parameter(torch.ones(2)), Parameter(torch.ones(2))])

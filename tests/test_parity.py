@@ -31,6 +31,7 @@ from torch_runs import (
     train,
 )
 
+import date_optim
 from date_kernels import MASTER
 
 
@@ -299,3 +300,17 @@ def test_centered_variance_is_never_negative() -> None:
     ours, twin = both("RMSprop", alpha=0.5, centered=True, lr=1e-3)
     assert last(twin).isnan().any(), "torch has changed: this test shows nothing any more"
     assert last(ours).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["RMSprop", "Adam", "Adadelta"])
+def test_a_gradient_whose_square_overflows(name: str) -> None:
+    """The average of squares does not, and the layer goes on as torch's."""
+    params = [Parameter(torch.ones(3)) for _ in range(2)]
+    ours, torchs = getattr(date_optim, name)(params[:1]), getattr(torch.optim, name)(params[1:])
+    for gradient in (3e19, 1.0, 1.0):
+        for param, optimizer in zip(params, (ours, torchs), strict=True):
+            param.grad = torch.full((3,), gradient)
+            optimizer.step()
+    for key, state in torchs.state[params[1]].items():
+        assert torch.equal(ours.state[params[0]][key].isfinite(), state.isfinite()), key
+    torch.testing.assert_close(params[0], params[1])

@@ -31,9 +31,9 @@ struct Adadelta : Common<T> {
   template <int V>
   DK_INLINE T direction(T w, T g, T (&s)[kStates], T) const {
     const T d = this->gradient(w, g);
-    s[0] = rho * s[0] + one_minus_rho * (d * d);
+    s[0] = this->average(s[0], d, rho, one_minus_rho);
     const T u = root(s[1] + eps) / root(s[0] + eps) * d;
-    s[1] = rho * s[1] + one_minus_rho * (u * u);
+    s[1] = this->average(s[1], u, rho, one_minus_rho);
     return u;
   }
 };

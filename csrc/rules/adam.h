@@ -38,7 +38,7 @@ struct Adam : Common<T> {
   DK_INLINE T direction(T w, T g, T (&s)[kStates], T) const {
     const T d = this->gradient(w, g);
     s[0] = s[0] + one_minus_beta1 * (d - s[0]);
-    s[1] = beta2 * s[1] + one_minus_beta2 * (d * d);
+    s[1] = this->average(s[1], d, beta2, one_minus_beta2);
     if constexpr (V == kAmsgrad) {
       s[2] = s[1] > s[2] ? s[1] : s[2];
       s[2] = s[1] != s[1] ? s[1] : s[2];  // torch.maximum: a NaN on either side stays one

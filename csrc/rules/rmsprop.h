@@ -37,7 +37,7 @@ struct Rmsprop : Common<T> {
   template <int V>
   DK_INLINE T direction(T w, T g, T (&s)[kStates], T in) const {
     const T d = this->gradient(w, g);
-    s[0] = alpha * s[0] + one_minus_alpha * (d * d);
+    s[0] = this->average(s[0], d, alpha, one_minus_alpha);
     T variance = s[0];
     if constexpr (V & kCentered) {
       s[1] = s[1] + one_minus_alpha * (d - s[1]);

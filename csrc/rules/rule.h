@@ -67,6 +67,11 @@ struct Common {
     return measured_decay == 0 ? scale * g : scale * g + measured_decay * w;
   }
 
+  /// An average of squares, advanced; multiplied as torch does, which overflows later than the square.
+  DK_INLINE static T average(T v, T x, T decay, T one_minus_decay) {
+    return decay * v + one_minus_decay * x * x;
+  }
+
   /// The update of a direction. Its decay is scaled as what enters a momentum buffer is, so that all forms
   /// multiply it by rate and ratio.
   DK_INLINE T update(T w, T u, T in) const { return update_decay == 0 ? u : u + in * update_decay * w; }

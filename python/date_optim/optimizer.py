@@ -25,7 +25,7 @@ from date_kernels import (
     new_state,
     state_dtype,
 )
-from date_kernels.rules import Rule, check_group, needs_step
+from date_kernels.rules import Rule, check_common, check_group, needs_step
 
 from .trust_ratio import TrustRatio, group_options
 
@@ -164,7 +164,14 @@ class LayerwiseOptimizer(Optimizer):
                 "give this param group its own exclude="
             )
         _check_exclude(exclude)
-        self._check({**self.defaults, **group})
+        for key in ("coefficient", "lower", "upper"):
+            if key in group:
+                raise ValueError(
+                    f"a param group says trust_{key}, not {key}, or has its own trust="
+                )
+        complete = {**self.defaults, **group}
+        self._check(complete)
+        check_common([*self.param_groups, complete])
         super().add_param_group(group)
         try:
             self.param_groups[-1]["exclude"] = _resolve(exclude, self.param_groups[-1])
@@ -237,6 +244,7 @@ class LayerwiseOptimizer(Optimizer):
             for number, group in enumerate(groups):
                 self._check(group)
                 _check_excluded(group, number)
+            check_common(groups)
             self._check_saved(state_dict["state"], groups)
         return {**state_dict, "param_groups": groups}
 
@@ -399,13 +407,14 @@ class _Gathered:
             for key, column, start in columns:
                 state = saved.get(key)
                 column.append(self._new_state(key, param, start) if state is None else state)
-            if masters is not None:
-                state = saved.get(MASTER)
-                if state is None and has_master(group, param):
-                    state = self._new_state(MASTER, param, None)
-                masters.append(state)
-            elif MASTER in saved:
+            state = saved.get(MASTER)
+            if has_master(group, param):
+                state = self._new_state(MASTER, param, None) if state is None else state
+            elif state is not None:
                 self.stale.append(len(self.params))
+                state = None
+            if masters is not None:
+                masters.append(state)
             if counted:
                 step = saved.get("step")
                 self.steps.append(self._new_step(saved) if step is None else step)

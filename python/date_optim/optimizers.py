@@ -19,7 +19,9 @@ weight_decay_in : {"gradient", "update", "weights"}
     off the weights by themselves, ``w -= lr * weight_decay * w``, as in AdamW.
 master_weights : bool
     Keep a float32 copy of 16-bit parameters under the state key ``master``: norms and updates are
-    of the copy, the parameter is its rounding.
+    of the copy, the parameter is its rounding. What else writes to such a parameter (weights
+    loaded or swapped in, say) lasts one step at most, unless ``state[param]["master"]`` is deleted
+    or written, too.
 momentum_scaling : {"outside", "inside", "ratio_inside"}
     For rules with a momentum buffer: where learning rate and ratio stand. Both outside it
     (TensorFlow), both inside it (LARS paper, TPU, optax), or the ratio alone inside (timm, LARC).
@@ -217,9 +219,9 @@ class Adagrad(LayerwiseOptimizer):
     """AdaGrad (Duchi, Hazan, Singer 2011) with the bounded trust ratio.
 
     torch.optim.Adagrad's arguments, defaults and state keys, with ``w -= lr * r * u`` for
-    ``u = d / (sqrt(sum) + eps)``. A step moves at least 20 bytes per parameter; 12 more with trust
-    where a layer does not stay in the cache. TensorFlow 1's rule, which the papers ran, is
-    ``initial_accumulator_value=0.1, eps=0``.
+    ``u = d / (sqrt(sum) + eps)``. A step moves at least 20 bytes per parameter; where a layer does
+    not stay in the cache 8 more with the ratio of the gradient, 12 with that of the update.
+    TensorFlow 1's rule, which the papers ran, is ``initial_accumulator_value=0.1, eps=0``.
 
     Parameters
     ----------
@@ -440,6 +442,8 @@ class AdamW(Adam):
         bias_correction: bool = True,
         **layerwise: Unpack[Layerwise],
     ) -> None:
+        if "decoupled_weight_decay" in layerwise:  # Adam would take it
+            raise TypeError("AdamW() got an unexpected keyword argument 'decoupled_weight_decay'")
         layerwise.setdefault("weight_decay_in", "weights")
         super().__init__(
             params,
