@@ -44,6 +44,7 @@ TRUST_OPTIONS: dict[str, Options] = {
     "clip_by_lr-lr0": {"trust_clip_by_lr": True, "lr": 0.0},
     "phi-low": {"trust_weight_norm_bounds": (1e4, 2e4)},
     "phi-high": {"trust_weight_norm_bounds": (0.0, 1e-2)},
+    "phi-added": {"trust_weight_norm_bounds": (0.0, 0.5), "trust_weight_decay": "added"},
     "eps": {"trust_eps": 50.0},
     "zero_norm": {"trust_zero_norm": 0.25},
     "zero_norm-bounded": {"trust_zero_norm": 9.0, "trust_upper": 3.0},
