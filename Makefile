@@ -6,7 +6,7 @@ DEMO_ARGS ?=
 bin := .venv/bin
 build := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 native_code = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.c')
-sources := date_kernels python tests examples
+sources := date_kernels python tests examples bench
 
 .NOTPARALLEL:
 .PHONY: demo demo-tune test mutants lint format clean

@@ -19,6 +19,7 @@ enum class Kind : std::int32_t {
   whole,    // measure and update in one visit
   measure,  // partial sums; whoever measured a chunk updates it once the layer's ratio is known
   scan,     // sum of squares of the gradient over all layers; stands before everything else
+  update,   // the update of a measured chunk by whoever comes, on devices whose workers share a cache
 };
 
 /// Elements [begin, end) of a layer; begin is a multiple of kLeaf.

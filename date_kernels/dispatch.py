@@ -1,4 +1,4 @@
-"""Backends: which are there, why the others are not, and one function that steps through either."""
+"""Backends: which are there, why the others are not, and one function that steps through any."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import native, reference
-from .layers import Call, States, assign, check_layers, states_of, widened
+from .layers import CPU, Call, States, assign, check_layers, states_of, widened
 from .options import Group
 from .plan import Plan, check_groups, check_scale, find_rule
 from .reference import Telemetry
@@ -62,7 +63,7 @@ class ReferenceStepper:
         scale = check_scale(grad_scale)
         groups = [self.rule.complete(group) for group in groups]
         check_groups(self.rule, groups)
-        layers = check_layers(self.rule, Call(params, grads, states, steps, groups), name_of)
+        layers = check_layers(self.rule, Call(params, grads, states, steps, groups), name_of, CPU)
         used = [
             states_of(self.rule, groups[index], param)
             for (index, _), param in zip(layers, params, strict=True)
@@ -105,10 +106,78 @@ def _write(tensors: Sequence[Tensor | None], arrays: Sequence[NDArray[np.float64
             torch.autograd.graph.increment_version(tensor)
 
 
-BACKENDS: Mapping[str, type[Plan] | type[ReferenceStepper]] = {
+def _why_no_triton() -> str | None:
+    """Why the Triton backend cannot run here; None where it can."""
+    if find_spec("triton") is None:
+        return "triton is not installed; it comes with torch's CUDA and ROCm builds"
+    from .triton_plan import interpreted  # noqa: PLC0415 - a CPU installation has no triton
+
+    if not interpreted() and not torch.cuda.is_available():
+        return "torch sees no GPU: torch.cuda.is_available() is False"
+    return None
+
+
+def _make_triton(rule: str) -> Stepper:
+    why = _why_no_triton()
+    if why is not None:
+        raise RuntimeError(f"backend 'triton' is not available: {why}")
+    from .triton_plan import TritonPlan  # noqa: PLC0415 - as above
+
+    return TritonPlan(rule)
+
+
+BACKENDS: Mapping[str, Callable[[str], Stepper]] = {
     "cpu": Plan,
+    "triton": _make_triton,
     "reference": ReferenceStepper,
 }
+
+
+class AutomaticStepper:
+    """Takes each step where its parameters are: on a GPU, or on the CPU."""
+
+    def __init__(self, rule: str) -> None:
+        find_rule(rule)
+        self._rule = rule
+        self.steppers: dict[str, Stepper] = {}
+
+    def step(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        states: States,
+        steps: Sequence[Tensor | None],
+        groups: Sequence[Group],
+        *,
+        grad_scale: Tensor | float | None = None,
+        found_inf: Tensor | float | None = None,
+        name_of: Callable[[int], str] | None = None,
+    ) -> Telemetry:
+        """Take one step in place; see `date_kernels.step`."""
+        backend = "cpu"
+        if params and getattr(params[0], "is_cuda", False):
+            backend = "triton"
+        elif native.why_missing is not None:
+            backend = "reference"
+        stepper = self.steppers.get(backend)
+        if stepper is None:
+            if backend == "reference":
+                warnings.warn(
+                    f"steps are taken by the slow float64 reference: {native.why_missing}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            stepper = self.steppers[backend] = BACKENDS[backend](self._rule)
+        return stepper.step(
+            params,
+            grads,
+            states,
+            steps,
+            groups,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+            name_of=name_of,
+        )
 
 
 def make_stepper(rule: str, backend: str | None = None) -> Stepper:
@@ -118,8 +187,9 @@ def make_stepper(rule: str, backend: str | None = None) -> Stepper:
     ----------
     rule : str
         A family of `date_kernels.rules.RULES`.
-    backend : {"cpu", "reference"}, optional
-        Without it the compiled kernels where they are there, else the reference, with a warning.
+    backend : {"cpu", "triton", "reference"}, optional
+        Without it each step is taken where its parameters are: by Triton's kernels on a GPU, on the
+        CPU by the compiled kernels where they are there, else by the reference, with a warning.
 
     Raises
     ------
@@ -128,16 +198,11 @@ def make_stepper(rule: str, backend: str | None = None) -> Stepper:
     RuntimeError
         Where the backend asked for is not available: an explicit request never falls back.
     """
-    if backend is not None and backend not in BACKENDS:
+    if backend is None:
+        return AutomaticStepper(rule)
+    if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is unknown; there are {', '.join(BACKENDS)}")
-    if backend is None and native.why_missing is not None:
-        warnings.warn(
-            f"steps are taken by the slow float64 reference: {native.why_missing}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        backend = "reference"
-    return BACKENDS[backend or "cpu"](rule)
+    return BACKENDS[backend](rule)
 
 
 def step(
@@ -163,8 +228,8 @@ def step(
     rule : str
         A family of `date_kernels.RULES`: ``"sgd"``, ``"rmsprop"``, ``"adagrad"``, ``"adam"``, ...
     params : sequence of Tensor
-        One layer each, on the CPU, of any shape and layout; float32, float64, bfloat16 or float16.
-        Change in place.
+        One layer each, all on the CPU or all on one GPU; float32, float64, bfloat16 or float16, of
+        any shape; on a GPU dense. Change in place.
     grads : sequence of Tensor
         In their parameters' shapes and dtypes, or float32 beside a 16-bit parameter. Never change.
     states : mapping of str to sequence of (Tensor or None)
@@ -182,14 +247,14 @@ def step(
         Gradients are divided by it first.
     found_inf : float or one-element Tensor, optional
         Where not 0, nothing changes; where given, a layer whose norm is not finite is skipped.
-    backend : {"cpu", "reference"}, optional
-        Without it the fastest that is there.
+    backend : {"cpu", "triton", "reference"}, optional
+        Without it the fastest for the parameters' device.
 
     Returns
     -------
     Telemetry
         Per layer the norms, the raw and the bounded ratio, whether a bound was hit and whether the
-        layer was skipped.
+        layer was skipped. After a step on a GPU the first look at it waits for the device.
 
     Raises
     ------
@@ -287,7 +352,7 @@ def info() -> Info:
         backends={
             "cpu": why,
             "cuda": "not part of this version",
-            "triton": "not part of this version",
+            "triton": _why_no_triton(),
             "reference": None,
         },
         cpu_target=target,

@@ -25,6 +25,8 @@ HALF = (torch.bfloat16, torch.float16)
 MASTER = "master"
 """The key of a state that any rule may have: the float32 weights that a parameter rounds."""
 
+CPU = torch.device("cpu")
+
 _KNOWN_TYPES = (Tensor, torch.nn.Parameter)
 
 
@@ -43,7 +45,12 @@ def states_of(rule: Rule, group: Group, param: Tensor) -> tuple[str, ...]:
     return (*rule.used(group), MASTER) if has_master(group, param) else rule.used(group)
 
 
-def check_tensor(tensor: object, what: str, dtypes: Sequence[torch.dtype] = DTYPES) -> Tensor:
+def check_tensor(
+    tensor: object,
+    what: str,
+    device: torch.device | None = None,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+) -> Tensor:
     """Refuse what no kernel here can serve.
 
     Parameters
@@ -51,6 +58,8 @@ def check_tensor(tensor: object, what: str, dtypes: Sequence[torch.dtype] = DTYP
     tensor : object
     what : str
         Its name in errors.
+    device : torch.device, optional
+        Where the step takes place; without it, wherever there are kernels.
     dtypes : sequence of torch.dtype
         What it may hold.
 
@@ -59,7 +68,7 @@ def check_tensor(tensor: object, what: str, dtypes: Sequence[torch.dtype] = DTYP
     TypeError
         Another dtype, or a subclass of Tensor whose memory is not its own.
     RuntimeError
-        A sparse or complex tensor, a lazily negated view, one without memory, or not on the CPU.
+        A sparse or complex tensor, a lazily negated view, one without memory, or on another device.
     """
     if type(tensor) not in _KNOWN_TYPES:
         raise TypeError(
@@ -77,10 +86,15 @@ def check_tensor(tensor: object, what: str, dtypes: Sequence[torch.dtype] = DTYP
             f"{what} is complex ({tensor.dtype}), which is not supported; "
             "optimize torch.view_as_real of it"
         )
-    if tensor.device.type != "cpu":
+    if device is None and tensor.device.type not in ("cpu", "cuda"):
         raise RuntimeError(
-            f"{what} is on {tensor.device}, but this version has kernels for the CPU alone; "
-            "move it with .cpu()"
+            f"{what} is on {tensor.device}, but there are kernels for cpu and cuda alone; "
+            "move it there, e.g. with .to_empty(device='cpu') if it is meta"
+        )
+    if device is not None and tensor.device != device:
+        raise RuntimeError(
+            f"{what} is on {tensor.device}, but this step takes place on {device}; "
+            f"move it with .to('{device}'), or give each device an optimizer of its own"
         )
     if tensor.is_neg():
         raise RuntimeError(
@@ -113,17 +127,18 @@ def check_gradient(grad: object, what: str, param: Tensor) -> Tensor:
     It has the parameter's dtype, or the float32 of its arithmetic.
     """
     dtypes = tuple(dict.fromkeys((param.dtype, state_dtype(param))))
-    return check_shape(check_tensor(grad, what, dtypes), what, param)
+    return check_shape(check_tensor(grad, what, param.device, dtypes), what, param)
 
 
 def check_state(state: object, what: str, param: Tensor) -> Tensor:
     """Refuse a state of another shape or dtype than its parameter's arithmetic needs."""
-    return check_shape(check_tensor(state, what, (state_dtype(param),)), what, param)
+    checked = check_tensor(state, what, param.device, (state_dtype(param),))
+    return check_shape(checked, what, param)
 
 
-def check_step(step: object, what: str) -> Tensor:
-    """Refuse a step counter that is not one float32 element on the CPU."""
-    counter = check_tensor(step, what, (torch.float32,))
+def check_step(step: object, what: str, device: torch.device) -> Tensor:
+    """Refuse a step counter that is not one float32 element on the step's device."""
+    counter = check_tensor(step, what, device, (torch.float32,))
     if counter.numel() != 1:
         raise ValueError(
             f"{what} has shape {tuple(counter.shape)}, but a step counter is one element"
@@ -278,6 +293,8 @@ def new_state(param: Tensor, what: str, start: float | None) -> Tensor:
         memory_format=torch.preserve_format,
         requires_grad=False,
     )
+    if param.device != CPU:
+        return state.copy_(param.detach()) if start is None else state.fill_(start)
     state.numpy()[...] = widened(param) if start is None else start
     return state
 
@@ -362,9 +379,9 @@ def name_in(name_of: Callable[[int], str] | None, layer: int) -> str:
 
 
 def check_layers(
-    rule: Rule, call: Call, name_of: Callable[[int], str] | None
+    rule: Rule, call: Call, name_of: Callable[[int], str] | None, device: torch.device
 ) -> list[tuple[int, bool]]:
-    """Check every tensor of a step before anything is written.
+    """Check every tensor of a step on `device` before anything is written.
 
     Returns
     -------
@@ -387,13 +404,13 @@ def check_layers(
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         name = name_in(name_of, i)
         group = groups[layers[i][0]]
-        written.append((name, check_tensor(param, name)))
+        written.append((name, check_tensor(param, name, device)))
         what = f"the gradient of {name}"
         read.append((what, check_gradient(grad, what, param)))
         step = steps[i]
         if step is not None:
             what = f"the step counter of {name}"
-            written.append((what, check_step(step, what)))
+            written.append((what, check_step(step, what, device)))
         elif needs_step(rule, group):
             raise ValueError(f"{name} needs a step counter, but steps[{i}] is None")
         for key in states_of(rule, group, param):
@@ -404,6 +421,33 @@ def check_layers(
             written.append((what, check_state(state, what, param)))
     check_disjoint(written, read)
     return layers
+
+
+def check_layout(rule: Rule, call: Call, name_of: Callable[[int], str] | None) -> None:
+    """Refuse layers whose elements do not lie densely, in one order, in all of their tensors.
+
+    Raises
+    ------
+    RuntimeError
+        It names the tensor and says how to lay it out.
+    """
+    params, grads, states, _, _ = call
+    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        name = name_in(name_of, i)
+        if not is_dense(param):
+            raise RuntimeError(
+                f"{name} has gaps or overlaps in memory: shape {tuple(param.shape)}, stride "
+                f"{param.stride()}; kernels on {param.device} need it dense, e.g. its .contiguous()"
+            )
+        named: list[tuple[str, Tensor | None]] = [(f"the gradient of {name}", grad)]
+        named += [(f"state {key!r} of {name}", column[i]) for key, column in states.items()]
+        for what, tensor in named:
+            if tensor is not None and layout(tensor) != layout(param):
+                raise RuntimeError(
+                    f"{what} has stride {tensor.stride()}, but its parameter has "
+                    f"{param.stride()}; kernels on {param.device} need one layout: copy it into a "
+                    "torch.empty_like of the parameter"
+                )
 
 
 def _assign_groups(groups: Sequence[Group], count: int) -> list[tuple[int, bool]]:

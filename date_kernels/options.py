@@ -4,9 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 Group = Mapping[str, Any]
+
+
+def is_on_device(value: Any) -> bool:
+    """Whether an option is a tensor that cannot be read without waiting for its device."""
+    return getattr(getattr(value, "device", None), "type", "cpu") != "cpu"
+
+
+@dataclass(frozen=True)
+class DeviceNumber:
+    """An option that a kernel reads where it lies: equal if it lies at the same place."""
+
+    tensor: Any = field(compare=False)
+    address: int = field(init=False)
+    dtype: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "address", self.tensor.data_ptr())
+        object.__setattr__(self, "dtype", self.tensor.dtype)
+
 
 COMMON_OPTIONS: dict[str, Any] = {
     "weight_decay": 0.0,

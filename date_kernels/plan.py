@@ -6,7 +6,6 @@ It is built once and reused while it fits. A plan knows tensors; the engine that
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ import torch
 from torch import Tensor
 
 from . import native
+from .items import build_items, check_order
 from .layers import (
+    CPU,
     HALF,
     MASTER,
     Call,
@@ -42,14 +43,12 @@ from .rules import (
     needs_step,
     trust_row,
 )
+from .watch import Watch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from . import _native
-
-LEAF = 4096
-"""Elements of one partial sum (``csrc/plan.h``)."""
 
 CHUNK = 65_536
 """Elements a worker measures and updates at a time: 32 to 128 thousand are alike on a CPU, less
@@ -61,77 +60,12 @@ Rows: TypeAlias = "tuple[NDArray[np.float64], NDArray[np.float64]]"
 """Hyper-parameters and trust ratios, a row for each distinct (options, step) of the layers."""
 
 
-class Kind(enum.IntEnum):
-    """The kinds of items (``csrc/plan.h``)."""
-
-    PLAIN = 0
-    WHOLE = 1
-    MEASURE = 2
-    SCAN = 3
-
-
-def build_items(
-    sizes: Sequence[int], measured: Sequence[bool], *, scan: bool, chunk: int = CHUNK
-) -> NDArray[np.int64]:
-    """Cut layers into items.
-
-    Parameters
-    ----------
-    sizes : sequence of int
-        Elements of each layer.
-    measured : sequence of bool
-        Whether the layer's norms are taken.
-    scan : bool
-        Whether all gradients are looked at first.
-    chunk : int
-        Elements of an item: a power of two, at least one leaf.
-
-    Returns
-    -------
-    ndarray of int64, shape (items, 4)
-        Rows (begin, end, layer, kind): all SCANs, then each layer's items together.
-    """
-    if chunk < LEAF or chunk & (chunk - 1):
-        raise ValueError(f"chunk must be a power of two of at least {LEAF}, not {chunk}")
-
-    def cut(kind: Callable[[int], Kind]) -> list[NDArray[np.int64]]:
-        return [_cut_layer(layer, size, kind(layer), chunk) for layer, size in enumerate(sizes)]
-
-    def kind(layer: int) -> Kind:
-        if not measured[layer]:
-            return Kind.PLAIN
-        return Kind.WHOLE if sizes[layer] <= chunk else Kind.MEASURE
-
-    parts = [*(cut(lambda _: Kind.SCAN) if scan else []), *cut(kind)]
-    return np.concatenate(parts) if parts else np.empty((0, 4), dtype=np.int64)
-
-
-def _cut_layer(layer: int, size: int, kind: Kind, chunk: int) -> NDArray[np.int64]:
-    begin = np.arange(0, max(size, 1), chunk, dtype=np.int64)
-    items = np.empty((len(begin), 4), dtype=np.int64)
-    items[:, 0] = begin
-    items[:, 1] = np.minimum(begin + chunk, size)
-    items[:, 2] = layer
-    items[:, 3] = kind
-    return items
-
-
-def check_order(items: NDArray[np.int64]) -> None:
-    """Refuse an order in which the engine could wait for ever (``csrc/engine.h``)."""
-    layers, scans = items[:, 2], items[:, 3] == Kind.SCAN
-    if np.any(np.diff(scans.astype(np.int8)) > 0):
-        raise ValueError("every SCAN must stand before all other items")
-    others = layers[~scans]
-    runs = others[np.flatnonzero(np.diff(others, prepend=-1))]
-    if len(runs) != len(np.unique(runs)):
-        raise ValueError("a layer's items must stand together")
-
-
 @dataclass
 class _Built:
     """A native engine and what goes with it, for the tensors and options it was built for."""
 
     engine: _native.Engine
+    watch: Watch
     reports: NDArray[np.float64]
     written: list[Tensor]
     copies: list[tuple[Tensor, Tensor]]  # (the user's tensor, the dense copy that kernels see)
@@ -213,7 +147,7 @@ class Plan:
         except RuntimeError:  # a sparse one of no dimensions, whose strides look the same
             pointers = [0]
         if 0 in pointers:  # an empty layer, or a gradient that has lost its memory
-            check_layers(self.rule, call, name_of)
+            check_layers(self.rule, call, name_of, CPU)
         rows = self._rows(built, call, scale, name_of)
         for layer, copy in built.gradient_copies:
             copy_elements(grads[layer], copy)
@@ -254,9 +188,7 @@ class Plan:
             _, fields, _ = self._native.FAMILIES[self.rule.name]
             built.rows = (
                 _table([hyper_row(self.rule, *layer, scale) for layer in layers], fields),
-                _table(
-                    [trust_row(self.rule, *layer) for layer in layers], self._native.TRUST_FIELDS
-                ),
+                _table([trust_row(*layer) for layer in layers], self._native.TRUST_FIELDS),
             )
             built.rows_of = rows_of
         return built.rows
@@ -265,25 +197,9 @@ class Plan:
         self, call: Call, found_inf_given: bool, name_of: Callable[[int], str] | None
     ) -> _Built:
         """The plan of before where it still fits, else a new one."""
-        structure = [
-            (
-                group["params"],
-                group.get("exclude"),
-                is_measured(group, excluded=False),
-                self.rule.used(group),
-                needs_step(self.rule, group),
-                group["master_weights"],
-                group["max_grad_norm"] is not None,
-                group["on_nonfinite"],
-            )
-            for group in call.groups
-        ]
-        try:
-            signature = (structure, found_inf_given, *_fingerprint(call))
-        except (AttributeError, RuntimeError):
-            signature = None  # a sparse tensor has no strides, say: the build's checks will name it
-        if self._built is None or signature is None or signature != self._signature:
-            self._signature = None  # a build that raises leaves no plan that seems to fit
+        signature = (structure_of(self.rule, call), found_inf_given)
+        if self._built is None or signature != self._signature or not self._built.watch.fits(call):
+            self._built = None  # a build that raises leaves no plan that seems to fit
             self._built = self._build(call, found_inf_given, name_of)
             self._signature = signature
         return self._built
@@ -291,7 +207,7 @@ class Plan:
     def _build(
         self, call: Call, found_inf_given: bool, name_of: Callable[[int], str] | None
     ) -> _Built:
-        layers = check_layers(self.rule, call, name_of)
+        layers = check_layers(self.rule, call, name_of, CPU)
         params, grads, states, steps, groups = call
         layer_options = list(dict.fromkeys(layers))
         copies: list[tuple[Tensor, Tensor]] = []
@@ -357,6 +273,7 @@ class Plan:
         self.builds += 1
         return _Built(
             engine=engine,
+            watch=Watch(call),
             reports=engine.reports,
             written=written,
             copies=copies,
@@ -410,27 +327,21 @@ def check_scale(grad_scale: Tensor | float | None) -> float:
     return scale
 
 
-def _fingerprint(call: Call) -> tuple[Any, ...]:
-    """What must be as it was for a plan to fit; gradients may stand elsewhere.
-
-    Addresses, not objects: a wrapper may be made anew for each step. The plan keeps what it writes
-    alive, so that an address is not another tensor's.
-    """
-    columns = [call.params, call.steps, *call.states.values()]
-    written = [tensor for column in columns for tensor in column if tensor is not None]
-    tensors = [*written, *call.grads]
-    return (
-        [*call.states],
-        [[tensor is None for tensor in column] for column in columns],
-        [tensor.data_ptr() for tensor in written],
-        [type(tensor) for tensor in tensors],
-        [tensor.dtype for tensor in tensors],
-        [tensor.shape for tensor in tensors],
-        [tensor.stride() for tensor in tensors],
-        [tensor.is_neg() for tensor in tensors],
-        # A gradient's address is not compared: one on another device would look the same.
-        [grad.device for grad in call.grads],
-    )
+def structure_of(rule: Rule, call: Call) -> list[tuple[Any, ...]]:
+    """What of the groups decides a plan's tables, beside the tensors."""
+    return [
+        (
+            group["params"],
+            group.get("exclude"),
+            is_measured(group, excluded=False),
+            rule.used(group),
+            needs_step(rule, group),
+            group["master_weights"],
+            group["max_grad_norm"] is not None,
+            group["on_nonfinite"],
+        )
+        for group in call.groups
+    ]
 
 
 def _table(rows: Sequence[Mapping[str, float]], fields: Sequence[str]) -> NDArray[np.float64]:

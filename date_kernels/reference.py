@@ -106,6 +106,11 @@ class Telemetry:
     total_norm: float
     clip: float
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it can be read without waiting for a device."""
+        return True
+
 
 def norm(x: Array) -> float:
     """Return the Euclidean norm of all elements; a NaN or an infinity among them shows in it.

@@ -14,11 +14,19 @@ from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
-from .options import CHOICES, COMMON_OPTIONS, Group, finite, number
+from .options import (
+    CHOICES,
+    COMMON_OPTIONS,
+    DeviceNumber,
+    Group,
+    finite,
+    is_on_device,
+    number,
+)
 
 
-def _given_rate(group: Group, k: int) -> float:
-    return float(group["lr"])
+def _nothing(group: Group, k: int) -> dict[str, float]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -39,15 +47,16 @@ class Rule:
         Whether a group's layers need a step counter.
     check : callable
         Raises ValueError for options that contradict each other or leave their range.
-    row : callable
-        ``row(group, k)``: the rule's own fields of a row at the layer's step ``k``, 1-based.
+    constants : callable
+        ``constants(group)``: the rule's own numbers that no step changes.
+    at_step : callable
+        ``at_step(group, k)``: those of the layer's step ``k``, 1-based. Kernels that count steps on
+        their device derive these themselves (`date_kernels.triton_rules`).
     variants : mapping
         Options by name that together reach every loop and every option of the rule: what tests
         and benchmarks run over.
     starts : mapping
         The option that a state starts from, by the state's key; other states start from 0.
-    rate : callable
-        ``rate(group, k)``: the learning rate of step ``k``.
     torch_saves_step : bool
         Whether the checkpoints of torch's twin hold a step counter.
     """
@@ -58,10 +67,10 @@ class Rule:
     used: Callable[[Group], tuple[str, ...]]
     counts_steps: Callable[[Group], bool]
     check: Callable[[Group], None]
-    row: Callable[[Group, int], dict[str, float]]
+    constants: Callable[[Group], dict[str, float]]
     variants: Mapping[str, Mapping[str, Any]]
     starts: Mapping[str, str] = field(default_factory=dict)
-    rate: Callable[[Group, int], float] = _given_rate
+    at_step: Callable[[Group, int], dict[str, float]] = _nothing
     torch_saves_step: bool = True
 
     def start(self, state: str, group: Group) -> float:
@@ -78,11 +87,17 @@ class Rule:
         """Every option of a complete group in one order: equal values make equal rows."""
         return itemgetter(*self.keys)
 
-    def complete(self, group: Group) -> dict[str, Any]:
+    def complete(self, group: Group, *, rate_on_device: bool = False) -> dict[str, Any]:
         """The group with the options that it leaves out at their defaults, as plain values.
 
         One-element tensors, which schedulers fill in place, become numbers, and lists tuples: what
         was compared with the last step must not change under it.
+
+        Parameters
+        ----------
+        group : mapping
+        rate_on_device : bool
+            A learning rate on another device than the CPU stays there, as a `DeviceNumber`.
 
         Raises
         ------
@@ -92,12 +107,18 @@ class Rule:
         if "lr" not in group:
             raise ValueError("a group must state its learning rate: 'lr' is missing")
         complete = {**COMMON_OPTIONS, **self.options, **group}
+        if rate_on_device and is_on_device(group["lr"]):
+            complete["lr"] = DeviceNumber(group["lr"])
         for key in self.keys:
-            complete[key] = _plain(complete[key], key)
+            if type(complete[key]) not in _PLAIN:
+                complete[key] = _plain(complete[key], key)
         for key in ("params", "exclude"):
             if isinstance(complete.get(key), list):
                 complete[key] = tuple(complete[key])
         return complete
+
+
+_PLAIN = frozenset((float, int, bool, str, type(None)))
 
 
 def _plain(value: Any, key: str) -> Any:
@@ -125,7 +146,8 @@ def check_group(rule: Rule, group: Group) -> None:
     ValueError
         It names the option, shows what came and says what to do.
     """
-    finite(group, "lr", what="learning rate")
+    if not isinstance(group["lr"], DeviceNumber):  # its value is the device's own
+        finite(group, "lr", what="learning rate")
     finite(group, "weight_decay")
     for key, default in (COMMON_OPTIONS | rule.options).items():
         if isinstance(default, bool) and not isinstance(group[key], bool):
@@ -221,51 +243,79 @@ def needs_step(rule: Rule, group: Group) -> bool:
     return moving or rule.counts_steps(group)
 
 
+def rate(group: Group, k: int) -> float:
+    """The learning rate of step `k`, 1-based; only AdaGrad's decays by itself, as torch's."""
+    return float(group["lr"]) / (1.0 + (k - 1) * float(group.get("lr_decay", 0.0)))
+
+
+def hyper_constants(rule: Rule, group: Group, excluded: bool) -> dict[str, float]:
+    """What no step changes of a layer's row of hyper-parameters, its rate aside."""
+    decay = 0.0 if excluded else float(group["weight_decay"])
+    place = group["weight_decay_in"]
+    scaling = group["momentum_scaling"]
+    return {
+        "lr_decay": float(group.get("lr_decay", 0.0)),
+        "lr_inside": float(scaling == "inside"),
+        "ratio_inside": float(scaling != "outside"),
+        "sign": -1.0 if group["maximize"] else 1.0,
+        "gradient_decay": decay if place == "gradient" else 0.0,
+        "update_decay": decay if place == "update" else 0.0,
+        "weights_decay": decay if place == "weights" else 0.0,
+        "of_update": float(group["trust_of"] == "update"),
+        "measured_decay": decay if group["trust_weight_decay"] == "combined" else 0.0,
+        **rule.constants(group),
+    }
+
+
 def hyper_row(
     rule: Rule, group: Group, excluded: bool, k: int, grad_scale: float
 ) -> dict[str, float]:
     """The row of hyper-parameters of a layer at its step `k`, 1-based (``csrc/rules``)."""
-    decay = 0.0 if excluded else float(group["weight_decay"])
-    place = group["weight_decay_in"]
-    scaling = group["momentum_scaling"]
-    rate = rule.rate(group, k)
+    row = hyper_constants(rule, group, excluded)
+    lr = rate(group, k)
     return {
-        "lr": rate,
-        "lr_inside": float(scaling == "inside"),
-        "ratio_inside": float(scaling != "outside"),
-        "gradient_scale": (-1.0 if group["maximize"] else 1.0) / grad_scale,
-        "gradient_decay": decay if place == "gradient" else 0.0,
-        "update_decay": decay if place == "update" else 0.0,
-        "weight_scale": 1.0 - rate * decay if place == "weights" else 1.0,
-        "of_update": float(group["trust_of"] == "update"),
-        "measured_decay": decay if group["trust_weight_decay"] == "combined" else 0.0,
-        **rule.row(group, k),
+        **row,
+        "lr": lr,
+        "gradient_scale": row["sign"] / grad_scale,
+        "weight_scale": 1.0 - lr * row["weights_decay"],
+        **rule.at_step(group, k),
     }
 
 
-def trust_row(rule: Rule, group: Group, excluded: bool, k: int) -> dict[str, float]:
+def trust_constants(group: Group, excluded: bool) -> dict[str, float]:
+    """What no step changes of a layer's row of the bounded trust ratio."""
+    moving = group["trust_bounds"] == "adabound"
+    phi = group["trust_weight_norm_bounds"] or (0.0, math.inf)
+    added = group["trust_weight_decay"] == "added" and not excluded
+    return {
+        "coefficient": float(group["trust_coefficient"]),
+        "lower": float(group["trust_lower"]),
+        "upper": float(group["trust_upper"]),
+        "eps": float(group["trust_eps"]),
+        "zero_norm": float(group["trust_zero_norm"]),
+        "added_decay": float(group["weight_decay"]) if added else 0.0,
+        "weight_norm_lower": phi[0],
+        "weight_norm_upper": phi[1],
+        "clip_by_lr": float(group["trust_clip_by_lr"]),
+        "moving": float(moving),
+        "final": float(group["trust_final"]) if moving else 0.0,
+        "gamma": float(group["trust_gamma"]) if moving else 0.0,
+    }
+
+
+def trust_row(group: Group, excluded: bool, k: int) -> dict[str, float]:
     """The row of the bounded trust ratio of a layer at its step `k`, 1-based.
 
     The moving bounds are AdaBound's (Luo et al. 2019), which DATE names as the model of its own.
     """
-    lower, upper = group["trust_lower"], group["trust_upper"]
-    if group["trust_bounds"] == "adabound":
-        final, gamma = group["trust_final"], group["trust_gamma"]
-        lower, upper = final * (1 - 1 / (gamma * k + 1)), final * (1 + 1 / (gamma * k))
-    phi = group["trust_weight_norm_bounds"] or (0.0, math.inf)
-    added = group["trust_weight_decay"] == "added" and not excluded
-    return {
-        "coefficient": group["trust_coefficient"],
-        "lower": lower,
-        "upper": upper,
-        "eps": group["trust_eps"],
-        "zero_norm": group["trust_zero_norm"],
-        "added_decay": group["weight_decay"] if added else 0.0,
-        "weight_norm_lower": phi[0],
-        "weight_norm_upper": phi[1],
-        "clip_by_lr": float(group["trust_clip_by_lr"]),
-        "lr": rule.rate(group, k),
-    }
+    row = trust_constants(group, excluded)
+    if row["moving"]:
+        final, gamma = row["final"], row["gamma"]
+        row["lower"], row["upper"] = (
+            final * (1 - 1 / (gamma * k + 1)),
+            final * (1 + 1 / (gamma * k)),
+        )
+    return {**row, "lr": rate(group, k)}
 
 
 def _check_sgd(group: Group) -> None:
@@ -278,12 +328,16 @@ def _check_sgd(group: Group) -> None:
         )
 
 
-def _sgd_row(group: Group, k: int) -> dict[str, float]:
+def _sgd_constants(group: Group) -> dict[str, float]:
     return {
         "momentum": float(group["momentum"]),
-        "one_minus_dampening": 1.0 if k == 1 else 1.0 - float(group["dampening"]),
+        "one_minus_dampening": 1.0 - float(group["dampening"]),
         "nesterov": float(group["nesterov"]),
     }
+
+
+def _sgd_at_step(group: Group, k: int) -> dict[str, float]:
+    return {"one_minus_dampening": 1.0} if k == 1 else {}
 
 
 SGD = Rule(
@@ -299,7 +353,8 @@ SGD = Rule(
     # been skipped.
     counts_steps=lambda group: bool(group["momentum"] != 0 and group["dampening"] != 0),
     check=_check_sgd,
-    row=_sgd_row,
+    constants=_sgd_constants,
+    at_step=_sgd_at_step,
     variants={
         "plain": {},
         "momentum": {"momentum": 0.9},
@@ -329,7 +384,7 @@ def _rmsprop_used(group: Group) -> tuple[str, ...]:
     )
 
 
-def _rmsprop_row(group: Group, k: int) -> dict[str, float]:
+def _rmsprop_constants(group: Group) -> dict[str, float]:
     alpha, eps, inside = float(group["alpha"]), float(group["eps"]), group["eps_inside_sqrt"]
     return {
         "alpha": alpha,
@@ -357,7 +412,7 @@ RMSPROP = Rule(
     used=_rmsprop_used,
     counts_steps=lambda group: True,  # torch keeps one
     check=_check_rmsprop,
-    row=_rmsprop_row,
+    constants=_rmsprop_constants,
     variants={
         "plain": {},
         "centered": {"centered": True, "eps": 1e-3},
@@ -383,14 +438,13 @@ ADAGRAD = Rule(
     used=lambda group: ("sum",),
     counts_steps=lambda group: True,
     check=_check_adagrad,
-    row=lambda group, k: {"eps": float(group["eps"])},
+    constants=lambda group: {"eps": float(group["eps"])},
     variants={
         "plain": {},
         "decayed": {"lr_decay": 0.1},
         "tf1": {"initial_accumulator_value": 0.1, "eps": 0.0},
     },
     starts={"sum": "initial_accumulator_value"},
-    rate=lambda group, k: float(group["lr"]) / (1.0 + (k - 1) * float(group["lr_decay"])),
 )
 
 
@@ -407,17 +461,31 @@ def _check_adam(group: Group) -> None:
     _check_eps(group)
 
 
-def _adam_row(group: Group, k: int) -> dict[str, float]:
+def _beta_constants(group: Group) -> dict[str, float]:
+    beta1, beta2 = map(float, group["betas"])
+    return {
+        "beta1": beta1,
+        "beta2": beta2,
+        "one_minus_beta1": 1.0 - beta1,
+        "one_minus_beta2": 1.0 - beta2,
+    }
+
+
+def _adam_constants(group: Group) -> dict[str, float]:
+    return {
+        **_beta_constants(group),
+        "eps": float(group["eps"]),
+        "amsgrad": float(group["amsgrad"]),
+        "bias_correction": float(group["bias_correction"]),
+    }
+
+
+def _adam_at_step(group: Group, k: int) -> dict[str, float]:
     beta1, beta2 = map(float, group["betas"])
     corrected = group["bias_correction"]
     return {
-        "one_minus_beta1": 1.0 - beta1,
-        "beta2": beta2,
-        "one_minus_beta2": 1.0 - beta2,
         "mean_scale": 1.0 / (1.0 - beta1**k) if corrected else 1.0,
         "root_scale": 1.0 / math.sqrt(1.0 - beta2**k) if corrected else 1.0,
-        "eps": float(group["eps"]),
-        "amsgrad": float(group["amsgrad"]),
     }
 
 
@@ -432,7 +500,8 @@ ADAM = Rule(
     ),
     counts_steps=lambda group: True,
     check=_check_adam,
-    row=_adam_row,
+    constants=_adam_constants,
+    at_step=_adam_at_step,
     variants={
         "plain": {},
         "amsgrad": {"betas": (0.8, 0.95), "amsgrad": True},
@@ -454,7 +523,7 @@ ADADELTA = Rule(
     used=lambda group: ("square_avg", "acc_delta"),
     counts_steps=lambda group: True,
     check=_check_adadelta,
-    row=lambda group, k: {
+    constants=lambda group: {
         "rho": float(group["rho"]),
         "one_minus_rho": 1.0 - float(group["rho"]),
         "eps": float(group["eps"]),
@@ -469,12 +538,7 @@ LION = Rule(
     used=lambda group: ("exp_avg",),
     counts_steps=lambda group: False,
     check=_check_betas,
-    row=lambda group, k: {
-        "beta1": float(group["betas"][0]),
-        "one_minus_beta1": 1.0 - float(group["betas"][0]),
-        "beta2": float(group["betas"][1]),
-        "one_minus_beta2": 1.0 - float(group["betas"][1]),
-    },
+    constants=_beta_constants,
     variants={"plain": {}, "fast": {"betas": (0.5, 0.6)}},
 )
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from date_kernels import MASTER, RULES, Telemetry, native, new_state, reference
+from date_kernels.dispatch import AutomaticStepper
 from date_kernels.layers import HALF, states_of, widened
+from date_kernels.plan import Plan
 from date_kernels.rules import needs_step
 from date_kernels.testing import assert_close, norm_tolerance, tolerance
 from date_optim.optimizer import LayerwiseOptimizer
@@ -264,6 +266,15 @@ def call_of(optimizer: LayerwiseOptimizer) -> Call:
     call = Call(optimizer.rule, params, [], states, steps, groups).copy()
     call.grads = [param.grad.clone() for param in params if param.grad is not None]
     return call
+
+
+def plan_of(optimizer: LayerwiseOptimizer) -> Plan:
+    """Return what an optimizer on the CPU keeps from step to step."""
+    stepper = optimizer._stepper_of()
+    assert isinstance(stepper, AutomaticStepper)
+    plan = stepper.steppers["cpu"]
+    assert isinstance(plan, Plan)
+    return plan
 
 
 def judged_optimizer_step(optimizer: LayerwiseOptimizer) -> Telemetry:

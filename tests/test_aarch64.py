@@ -31,7 +31,8 @@ from torch import Tensor
 from variants import VARIANTS
 
 from date_kernels import native
-from date_kernels.plan import LEAF, Plan
+from date_kernels.items import LEAF
+from date_kernels.plan import Plan
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

@@ -24,7 +24,8 @@ from variants import VARIANTS
 
 import date_kernels
 from date_kernels import RULES, native, reference
-from date_kernels.plan import CHUNK, LEAF, Plan
+from date_kernels.items import LEAF
+from date_kernels.plan import CHUNK, Plan
 
 SIZES = (1, 17, LEAF + 3, 2 * LEAF + 5)
 """One element, a vector and its tail, two leaves, three leaves: the last two are several chunks of

@@ -179,7 +179,7 @@ def conjugated(tensor: Tensor) -> Tensor:
 
 TENSORS: list[tuple[str, Callable[[Tensor], Tensor], str]] = [
     ("complex", lambda t: t + 0j, "is complex .*view_as_real"),
-    ("meta", lambda t: t.to("meta"), "is on meta, but .* CPU alone"),
+    ("meta", lambda t: t.to("meta"), "is on meta, but .* takes place on cpu"),
     ("sparse", torch.Tensor.to_sparse, "is sparse .*make it dense"),
     ("negated", conjugated, "is a lazily negated view .*resolve_neg"),
 ]
@@ -324,7 +324,7 @@ def test_unknown_rule() -> None:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(ValueError, match=r"^backend 'cuda' is unknown; there are cpu, ref"):
+    with pytest.raises(ValueError, match=r"^backend 'cuda' is unknown; there are cpu, triton, ref"):
         make_stepper("sgd", "cuda")
 
 

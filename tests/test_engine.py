@@ -32,6 +32,7 @@ from engine_problem import (
     digest,
     take_steps,
 )
+from helpers import plan_of
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -39,8 +40,9 @@ from torch import Tensor
 from variants import VARIANTS
 
 from date_kernels import RULES, info, native
+from date_kernels.items import LEAF, Kind, build_items, check_order
 from date_kernels.layers import HALF
-from date_kernels.plan import CHUNK, LEAF, Kind, Plan, build_items, check_order
+from date_kernels.plan import CHUNK, Plan
 from date_optim import RMSprop, TrustRatio
 
 Items = NDArray[np.int64]
@@ -444,7 +446,7 @@ def test_an_optimizer_builds_its_plan_once() -> None:
         optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
         optimizer.step()
         states.append([id(t) for of in optimizer.state.values() for t in of.values()])
-    assert optimizer._stepper_of().builds == 1  # type: ignore[attr-defined]
+    assert plan_of(optimizer).builds == 1
     assert states == [states[0]] * 4
 
 

@@ -21,7 +21,8 @@ from engine_problem import PROBLEMS, Bits, Problem, Tensors, assert_same, take_s
 from torch import Tensor
 
 from date_kernels import Telemetry, info, native, reference
-from date_kernels.plan import LEAF, Plan
+from date_kernels.items import LEAF
+from date_kernels.plan import Plan
 from date_kernels.testing import assert_close
 
 HERE = Path(__file__).parent

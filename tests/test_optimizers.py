@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import DTYPES, Options, assert_same_bits, judged_optimizer_step, random_tensors
+from helpers import (
+    DTYPES,
+    Options,
+    assert_same_bits,
+    judged_optimizer_step,
+    plan_of,
+    random_tensors,
+)
 from torch.nn import Parameter
 from torch_runs import (
     FULL,
@@ -166,7 +173,7 @@ def test_every_dtype_in_one_group_and_one_launch(name: str, options: Options) ->
     for seed in range(1, 4):
         give_mixed(params, dtypes, seed)
         assert len(judged_optimizer_step(optimizer).ratio) == len(DTYPES)
-    assert optimizer._stepper_of().builds == 1  # type: ignore[attr-defined]
+    assert plan_of(optimizer).builds == 1
     for param in params:
         values = optimizer.state[param]
         assert (MASTER in values) == (param.dtype in HALF)

@@ -15,8 +15,9 @@ from torch import Tensor
 from variants import VARIANTS
 
 from date_kernels import MASTER, Telemetry
+from date_kernels.items import LEAF
 from date_kernels.layers import HALF
-from date_kernels.plan import LEAF, Plan
+from date_kernels.plan import Plan
 from date_kernels.rules import RULES, trust_row
 
 many = settings(max_examples=300)
@@ -163,7 +164,7 @@ def test_the_ratio_is_within_its_bounds(
     call = case.call(scaled(weight, weight_place), scaled(gradient, gradient_place))
     k = 1 + (case.taken or 0)
     rule = RULES[call.rule]
-    row = trust_row(rule, rule.complete(call.groups[0]), False, k)
+    row = trust_row(rule.complete(call.groups[0]), False, k)
     telemetry = take(call)
     ratio, raw = telemetry.ratio[0], telemetry.raw_ratio[0]
     norms = telemetry.weight_norm[0], telemetry.measured_norm[0]

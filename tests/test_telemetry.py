@@ -15,8 +15,9 @@ from variants import VARIANTS
 
 import date_kernels
 from date_kernels import MASTER, Telemetry, make_stepper
+from date_kernels.items import LEAF
 from date_kernels.layers import HALF
-from date_kernels.plan import LEAF, Plan
+from date_kernels.plan import Plan
 from date_optim import (
     LAMB,
     LARS,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, partial
+from itertools import repeat
+from operator import attrgetter, is_
 from typing import Any, ClassVar, TypeAlias, TypedDict, overload
 
 import torch
@@ -135,12 +137,16 @@ class LayerwiseOptimizer(Optimizer):
         self._check_flags(group)
         check_group(RULES[self.rule], RULES[self.rule].complete(group))
 
-    def _check_flags(self, group: dict[str, Any]) -> None:
-        for flag in ("capturable", "differentiable"):
-            if group[flag]:
-                raise RuntimeError(
-                    f"{type(self).__name__} does not support `{flag}` yet; leave it at False"
-                )
+    def _check_flags(self, group: dict[str, Any], params: Sequence[Tensor] = ()) -> None:
+        if group["differentiable"]:
+            raise RuntimeError(
+                f"{type(self).__name__} does not support `differentiable`; leave it at False"
+            )
+        if group["capturable"] and any(param.device.type == "cpu" for param in params):
+            raise RuntimeError(
+                f"{type(self).__name__} does not support `capturable` on the CPU: it is for "
+                "parameters on a GPU, whose steps a CUDA graph captures; leave it at False"
+            )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as torch.optim; it may have its own ``trust`` and ``exclude``.
@@ -174,6 +180,7 @@ class LayerwiseOptimizer(Optimizer):
         check_common([*self.param_groups, complete])
         super().add_param_group(group)
         try:
+            self._check_flags(self.param_groups[-1], self.param_groups[-1]["params"])
             self.param_groups[-1]["exclude"] = _resolve(exclude, self.param_groups[-1])
         except BaseException:
             self.param_groups.pop()
@@ -241,8 +248,9 @@ class LayerwiseOptimizer(Optimizer):
         sizes = [[len(group["params"]) for group in of] for of in (groups, self.param_groups)]
         if sizes[0] == sizes[1]:  # if not, torch says so
             groups = [_merged(*pair) for pair in zip(self.param_groups, groups, strict=True)]
-            for number, group in enumerate(groups):
+            for number, (own, group) in enumerate(zip(self.param_groups, groups, strict=True)):
                 self._check(group)
+                self._check_flags(group, own["params"])
                 _check_excluded(group, number)
             check_common(groups)
             self._check_saved(state_dict["state"], groups)
@@ -270,8 +278,9 @@ class LayerwiseOptimizer(Optimizer):
         for own, group in zip(self.param_groups, groups, strict=True):
             for param, index in zip(own["params"], group["params"], strict=True):
                 for key, value in (states.get(index) or {}).items():
-                    if key != "step" and isinstance(value, Tensor):
-                        self.state[param][key] = value.to(param.device, state_dtype(param))
+                    if isinstance(value, Tensor):
+                        dtype = torch.float32 if key == "step" else state_dtype(param)
+                        self.state[param][key] = value.to(param.device, dtype)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -298,7 +307,10 @@ class LayerwiseOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gathered = _Gathered(self)
+        gathered = self.__dict__.get("_gathered")
+        if gathered is None or not gathered.refresh(self):
+            gathered = self._gathered = _Gathered(self)
+        self._check_capture(gathered)
         self.__dict__.pop("_telemetry", None)
         if gathered.params:
             self._telemetry = (
@@ -309,11 +321,23 @@ class LayerwiseOptimizer(Optimizer):
                     gathered.states,
                     gathered.steps,
                     gathered.groups,
-                    name_of=gathered.name_of,
+                    name_of=partial(self._name_of, gathered.params),
                 ),
             )
-            gathered.keep_new_states(self._telemetry[1])
+            gathered.keep_new_states(self, self._telemetry[1])
+        gathered.grads = []  # their memory is the user's to free
         return loss
+
+    def _check_capture(self, gathered: _Gathered) -> None:
+        """Refuse a capture that torch.optim would refuse, too: it asks for ``capturable=True``."""
+        if not gathered.params or not gathered.params[0].is_cuda:
+            return
+        capturable = all(group["capturable"] for group in self.param_groups)
+        if not capturable and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"a CUDA graph captures step() of {type(self).__name__}, but not all of its param "
+                "groups have capturable=True"
+            )
 
     def _stepper_of(self) -> Stepper:
         # Not in __init__: copies and pickles of an Optimizer lose its attributes, and a plan
@@ -336,6 +360,10 @@ class LayerwiseOptimizer(Optimizer):
             id(param): place if own is None or uses[own] > 1 else own
             for param, own, place in members
         }
+
+    def _name_of(self, params: list[Tensor], layer: int) -> str:
+        """What errors call a layer of a step."""
+        return self._names()[id(params[layer])]
 
     def read_telemetry(self) -> dict[str, LayerTelemetry]:
         """What the last step found out about each layer that took part in it.
@@ -365,11 +393,13 @@ class LayerwiseOptimizer(Optimizer):
 
 
 class _Gathered:
-    """The layers that have a gradient, as the sequences that the kernels take."""
+    """The layers that have a gradient, as the sequences that the kernels take.
+
+    It is kept from step to step as long as `refresh` finds the same layers.
+    """
 
     def __init__(self, optimizer: LayerwiseOptimizer) -> None:
         rule = RULES[optimizer.rule]
-        self.optimizer = optimizer
         self.params: list[Tensor] = []
         self.grads: list[Tensor] = []
         self.states: dict[str, list[Tensor | None]] = {key: [] for key in rule.states}
@@ -379,21 +409,72 @@ class _Gathered:
         self.groups: list[dict[str, Any]] = []
         self.new: list[tuple[int, str, Tensor]] = []  # states that exist once the step has happened
         self.stale: list[int] = []  # layers with master weights that the step will not keep up
+        names = cache(optimizer._names)
         for number, group in enumerate(optimizer.param_groups):
-            optimizer._check_flags(group)
-            _check_excluded(group, number)
-            self._add(rule, group)
+            _check(optimizer, group, number)
+            self._add(optimizer, rule, group, names)
+        self._saved = [optimizer.state.get(param) or {} for param in self.params]
+        self._identity = self._identity_of(optimizer)
 
-    @cached_property
-    def _names(self) -> dict[int, str]:
-        return self.optimizer._names()
+    def refresh(self, optimizer: LayerwiseOptimizer) -> bool:
+        """Take up this step's gradients, states and options; False where layers are others."""
+        if self.new or self.stale or self._identity is None:
+            return False
+        if self._identity_of(optimizer) != self._identity:
+            return False
+        self.grads = [*map(_GRADIENT, self.params)]
+        if any(map(is_, self.grads, repeat(None))):
+            return False
+        for key, column in (*self.states.items(), ("step", self.steps)):
+            before = [*map(is_, column, repeat(None))]
+            if all(before):
+                continue
+            column[:] = [saved.get(key) for saved in self._saved]
+            if [*map(is_, column, repeat(None))] != before:
+                return False
+        for number, group in enumerate(optimizer.param_groups):
+            _check(optimizer, group, number)
+            members = self.groups[number]["params"]
+            self.groups[number] = {**group, "params": members, "exclude": tuple(group["exclude"])}
+        return True
 
-    def name_of(self, layer: int) -> str:
-        """What errors call a layer."""
-        return self._names[id(self.params[layer])]
+    def _identity_of(self, optimizer: LayerwiseOptimizer) -> tuple[Any, ...] | None:
+        """What decides which layers there are and which states they use.
 
-    def _add(self, rule: Rule, group: dict[str, Any]) -> None:
-        saved_of = self.optimizer.state.get
+        None where some have no gradient: which ones is not worth keeping.
+        """
+        rule = RULES[optimizer.rule]
+        members = [param for group in optimizer.param_groups for param in group["params"]]
+        if len(members) != len(self.params):
+            return None
+        return (
+            [*map(id, members)],
+            [*map(_DTYPE, self.params)],
+            [*map(id, optimizer.state.values())],
+            [
+                (
+                    len(group["params"]),
+                    rule.used(group),
+                    needs_step(rule, group),
+                    group["master_weights"],
+                )
+                for group in optimizer.param_groups
+            ],
+        )
+
+    def _add(
+        self,
+        optimizer: LayerwiseOptimizer,
+        rule: Rule,
+        group: dict[str, Any],
+        names: Callable[[], dict[int, str]],
+    ) -> None:
+        def new(key: str, param: Tensor, start: float | None) -> Tensor:
+            tensor = new_state(param, names()[id(param)], start)
+            self.new.append((len(self.params), key, tensor))
+            return tensor
+
+        saved_of = optimizer.state.get
         columns = [(key, self.states[key], rule.start(key, group)) for key in rule.used(group)]
         masters = self.states[MASTER] if group["master_weights"] else None
         counted = needs_step(rule, group)
@@ -406,10 +487,10 @@ class _Gathered:
             saved = saved_of(param) or {}
             for key, column, start in columns:
                 state = saved.get(key)
-                column.append(self._new_state(key, param, start) if state is None else state)
+                column.append(new(key, param, start) if state is None else state)
             state = saved.get(MASTER)
             if has_master(group, param):
-                state = self._new_state(MASTER, param, None) if state is None else state
+                state = new(MASTER, param, None) if state is None else state
             elif state is not None:
                 self.stale.append(len(self.params))
                 state = None
@@ -417,7 +498,7 @@ class _Gathered:
                 masters.append(state)
             if counted:
                 step = saved.get("step")
-                self.steps.append(self._new_step(saved) if step is None else step)
+                self.steps.append(self._new_step(saved, param) if step is None else step)
             exclude.append(excluded)
             self.params.append(param)
             self.grads.append(grad)
@@ -427,32 +508,42 @@ class _Gathered:
         members = list(range(first, count))
         self.groups.append({**group, "params": members, "exclude": tuple(exclude)})
 
-    def _new_state(self, key: str, param: Tensor, start: float | None) -> Tensor:
-        tensor = new_state(param, self._names[id(param)], start)
-        self.new.append((len(self.params), key, tensor))
-        return tensor
-
-    def _new_step(self, saved: dict[str, Any]) -> Tensor:
+    def _new_step(self, saved: dict[str, Any], param: Tensor) -> Tensor:
         # A momentum buffer that torch saved without a counter has seen its first step.
         seen = saved.get("momentum_buffer") is not None
-        step = torch.tensor(float(seen), dtype=torch.float32)
+        step = torch.full((), float(seen), dtype=torch.float32, device=param.device)
         self.new.append((len(self.params), "step", step))
         return step
 
-    def keep_new_states(self, telemetry: Telemetry) -> None:
+    def keep_new_states(self, optimizer: LayerwiseOptimizer, telemetry: Telemetry) -> None:
         """Hand new states over, and drop those left behind.
 
-        Not before the step, which may raise or skip a layer.
+        Not before the step, which may raise or skip a layer. Whether a device has skipped one is
+        not asked, since that would wait for it: a new state still stands at its start then.
         """
+
+        def taken(layer: int) -> bool:
+            return not (telemetry.is_known and telemetry.skipped[layer])
+
         for layer, key, tensor in self.new:
-            if not telemetry.skipped[layer]:
-                self.optimizer.state[self.params[layer]][key] = tensor
+            if taken(layer):
+                optimizer.state[self.params[layer]][key] = tensor
         for layer in self.stale:
-            if not telemetry.skipped[layer]:
-                values = self.optimizer.state[self.params[layer]]
+            if taken(layer):
+                values = optimizer.state[self.params[layer]]
                 del values[MASTER]
                 if not values:
-                    del self.optimizer.state[self.params[layer]]
+                    del optimizer.state[self.params[layer]]
+
+
+_GRADIENT = attrgetter("grad")
+_DTYPE = attrgetter("dtype")
+
+
+def _check(optimizer: LayerwiseOptimizer, group: dict[str, Any], number: int) -> None:
+    """Refuse what a user may have changed in a group since it was added."""
+    optimizer._check_flags(group, group["params"] if group["capturable"] else ())
+    _check_excluded(group, number)
 
 
 def _expand_trust(group: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,246 @@
+"""Times steps on a GPU against torch's fused and foreach optimizers, on real models' shapes.
+
+    python bench/gpu.py --output bench/results
+
+Contestants take turns within one run, each timed step on cold caches: 256 MiB are rewritten before
+it, and the device sleeps until the host has issued it, so that device time is device time. Each of
+ours is checked first: one step against the same step on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import date_kernels
+from date_optim import LAMB, LARS, SGD, AdamW, TrustRatio
+
+ROOT = Path(__file__).parent.parent
+MODELS = ("resnet50", "bert-large", "llama-1b", "many-tiny")
+COLD = 256 << 20
+SLEEP = 10_000_000  # clock ticks, some 5 ms: longer than the host needs for any step here
+REPEATS = 21
+
+Step = Callable[[], Any]
+
+
+def lars(params: list[Tensor]) -> torch.optim.Optimizer:
+    """LARS with bounds."""
+    return LARS(params, lr=1e-3, weight_decay=1e-4, exclude=None, lower=0.0, upper=1.0)
+
+
+def lamb(params: list[Tensor]) -> torch.optim.Optimizer:
+    """LAMB with an upper bound."""
+    return LAMB(params, lr=1e-3, weight_decay=1e-2, exclude=None, upper=10.0)
+
+
+CASES: dict[str, dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]]] = {
+    "momentum": {
+        "ours": lambda p: SGD(p, lr=1e-3, momentum=0.9),
+        "ours, LARS": lars,
+        "torch fused": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, fused=True),
+        "torch foreach": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, foreach=True),
+    },
+    "adam": {
+        "ours": lambda p: AdamW(p, lr=1e-3),
+        "ours, DATE": lambda p: AdamW(p, lr=1e-3, trust=TrustRatio(lower=0.1, upper=1.0)),
+        "ours, LAMB": lamb,
+        "torch fused": lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True),
+        "torch foreach": lambda p: torch.optim.AdamW(p, lr=1e-3, foreach=True),
+    },
+}
+"""By base rule, what steps over the same parameters. AdamW's decay costs no bytes."""
+
+FLOOR = {"momentum": 20, "adam": 28}
+"""Bytes per parameter that any step moves."""
+
+
+def model_bytes(contestant: str, rule: str, sizes: list[int], cache: int) -> int:
+    """Bytes a step moves where what its MEASURE read of a layer does not stay in half the cache."""
+    floor = FLOOR[rule]
+    if contestant in ("ours", "torch fused", "torch foreach"):
+        return floor * sum(sizes)
+    read, again = {"ours, LARS": (8, 28), "ours, DATE": (8, 36), "ours, LAMB": (16, 40)}[contestant]
+    return sum(size * (floor if size * read <= cache / 2 else again) for size in sizes)
+
+
+def shapes_of(model: str) -> list[list[int]]:
+    """The shapes of a model's parameters."""
+    shapes: list[list[int]] = json.loads((ROOT / f"bench/shapes/{model}.json").read_text())[
+        "shapes"
+    ]
+    return shapes
+
+
+def parameters(model: str, device: str) -> list[Tensor]:
+    """Parameters with gradients: the same numbers on every device."""
+    generator = torch.Generator().manual_seed(0)
+    params: list[Tensor] = []
+    for shape in shapes_of(model):
+        size = torch.Size(shape).numel()
+        drawn = torch.randn(2, min(size, 1 << 20), generator=generator)
+        repeats = -(-size // drawn.shape[1])
+        weight, gradient = (x.repeat(repeats)[:size].reshape(shape) for x in drawn)
+        param = torch.nn.Parameter((0.02 * weight).to(device))
+        param.grad = (0.01 * gradient).to(device)
+        params.append(param)
+    return params
+
+
+def check(make: Callable[[list[Tensor]], torch.optim.Optimizer]) -> None:
+    """Hold one step on the GPU to the same step on the CPU."""
+    results = []
+    for device in ("cpu", "cuda"):
+        params = parameters("resnet50", device)
+        make(params).step()
+        results.append([param.detach().cpu() for param in params])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def device_time(step: Step, cold: Tensor) -> float:
+    """Microseconds of one step on cold caches, without what the host adds."""
+    cold.fill_(1)
+    torch.cuda._sleep(SLEEP)  # type: ignore[no-untyped-call]
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin.record()
+    step()
+    end.record()
+    torch.cuda.synchronize()
+    return 1e3 * float(begin.elapsed_time(end))
+
+
+def host_time(step: Step) -> float:
+    """Microseconds until the host is free again."""
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    step()
+    taken = time.perf_counter() - begin
+    torch.cuda.synchronize()
+    return 1e6 * taken
+
+
+def copy_rate(cold: Tensor) -> float:
+    """GB/s of a large copy, bytes read and written."""
+    source = torch.ones(1 << 28, device="cuda")
+    target = torch.empty_like(source)
+    times = [device_time(lambda: target.copy_(source), cold) for _ in range(REPEATS)]
+    return 2 * source.numel() * source.element_size() / statistics.median(times) / 1e3
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The value that `share` of all are not above."""
+    return sorted(values)[round(share * (len(values) - 1))]
+
+
+def measure(model: str, rule: str, copy: float, cold: Tensor) -> list[dict[str, Any]]:
+    """One row for each contestant, which take turns."""
+    cache = torch.cuda.get_device_properties("cuda").L2_cache_size
+    params = parameters(model, "cuda")
+    optimizers = {name: make(params) for name, make in CASES[rule].items()}
+    for optimizer in optimizers.values():
+        for _ in range(3):
+            optimizer.step()
+    device: dict[str, list[float]] = {name: [] for name in optimizers}
+    host: dict[str, list[float]] = {name: [] for name in optimizers}
+    for _ in range(REPEATS):
+        for name, optimizer in optimizers.items():
+            device[name].append(device_time(optimizer.step, cold))
+            host[name].append(host_time(optimizer.step))
+    sizes = [torch.Size(shape).numel() for shape in shapes_of(model)]
+    fused = statistics.median(device["torch fused"])
+    rows = []
+    for name, times in device.items():
+        moved, median = model_bytes(name, rule, sizes, cache), statistics.median(times)
+        rows.append(
+            {
+                "model": model,
+                "rule": rule,
+                "contestant": name,
+                "tensors": len(sizes),
+                "parameters": sum(sizes),
+                "us_p20": quantile(times, 0.2),
+                "us_p50": median,
+                "us_p80": quantile(times, 0.8),
+                "host_us_p50": statistics.median(host[name]),
+                "model_bytes": moved,
+                "gb_per_s": moved / median / 1e3,
+                "of_copy": moved / median / 1e3 / copy,
+                "of_torch_fused": median / fused,
+                "bound_of_torch_fused": 1.0
+                if name == "ours"
+                else 1.1 * moved / (FLOOR[rule] * sum(sizes)),
+            }
+        )
+    return rows
+
+
+def commit() -> str:
+    """The commit that was measured, where it is known."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    return os.environ.get("DATE_KERNELS_COMMIT") or asked.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    """Measure, print a table and leave a file named after the device."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results")
+    arguments = parser.parse_args()
+    for contestants in CASES.values():
+        for name, make in contestants.items():
+            if name.startswith("ours"):
+                check(make)
+    properties = torch.cuda.get_device_properties("cuda")
+    cold = torch.empty(COLD, dtype=torch.uint8, device="cuda")
+    copy = copy_rate(cold)
+    print(f"{properties.name}, copy {copy:.0f} GB/s")
+    print(
+        f"{'':34} {'us':>9} {'p20':>9} {'p80':>9} {'GB/s':>6} {'copy':>5} {'fused':>6} "
+        f"{'bound':>5} {'host':>7}"
+    )
+    rows = []
+    for model in arguments.models:
+        for rule in CASES:
+            for row in measure(model, rule, copy, cold):
+                rows.append(row)
+                print(
+                    f"{model:11} {rule:8} {row['contestant']:13} {row['us_p50']:9.1f} "
+                    f"{row['us_p20']:9.1f} {row['us_p80']:9.1f} {row['gb_per_s']:6.0f} "
+                    f"{row['of_copy']:5.2f} {row['of_torch_fused']:6.2f} "
+                    f"{row['bound_of_torch_fused']:5.2f} {row['host_us_p50']:7.0f}",
+                    flush=True,
+                )
+            torch.cuda.empty_cache()
+    result = {
+        "device": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "l2_bytes": properties.L2_cache_size,
+        "copy_gb_per_s": copy,
+        "torch": torch.__version__,
+        "triton": __import__("triton").__version__,
+        "python": platform.python_version(),
+        "date_kernels": date_kernels.info().version,
+        "commit": commit(),
+        "command": f"python bench/gpu.py --models {' '.join(arguments.models)}",
+        "rows": rows,
+    }
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    name = properties.name.lower().replace(" ", "-")
+    (arguments.output / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,496 @@
+"""The plan of a step on a GPU: tables in device memory, and one launch of the Triton engine.
+
+Note [What travels]. Tables of what rarely changes (items, layers) are uploaded when a plan is
+built. Gradient addresses and hyper-parameters stand in one array of words, uploaded when they
+differ from the last step's. Each upload fills pinned memory of its own from torch's caching
+allocator, which hands it out again only once the copy has been made: the caller never waits, and
+no copy reads what the next step writes.
+
+Note [Captured steps]. A CUDA graph replays its uploads with the words of the captured step. They
+have device memory of their own, so that steps outside the graph cannot change them, and the plan
+keeps both alive. A learning rate that changes between replays is a tensor on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .items import LEAF, build_items, check_order
+from .layers import HALF, MASTER, Call, States, check_layers, check_layout, states_of
+from .options import DeviceNumber, Group
+from .plan import check_groups, check_scale, find_rule, structure_of
+from .reference import Telemetry
+from .rules import hyper_constants, is_measured, trust_constants
+from .triton_engine import (
+    CLOCK,
+    COMMON,
+    COMMON_FIELDS,
+    HEADER,
+    ITEM,
+    LAYER,
+    LINE,
+    LR_ADDRESS,
+    REPORT,
+    layerwise_step,
+)
+from .triton_rules import TRITON_RULES
+from .watch import Watch
+
+# Measured on an H100 (us, cold: LARS and LAMB on ResNet-50's shapes, then BERT-large's).
+
+CHUNK = 8192
+"""Elements of an item; 16,384 costs 2 to 5%."""
+
+LAG = 3 << 20
+"""Elements between a layer's last MEASURE and its first UPDATE: some rounds of all workers, and few
+enough to stay in L2. A third of it: LARS 255 instead of 233 on ResNet-50, 3266 instead of 3054."""
+
+WARPS = 8
+REGISTERS = 128
+PROGRAMS = 2
+"""Two programs of 256 threads share a multiprocessor's 65,536 registers. Three of 80 spill: LARS
+250
+instead of 252, LAMB 401 instead of 378; four of 64: 281 and 465."""
+
+TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""In the order of ``csrc/plan.h``."""
+
+_TRITON_TYPES = (tl.float32, tl.float64, tl.bfloat16, tl.float16)
+
+Pair = tuple[torch.dtype, torch.dtype]
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on tensors in the CPU's memory."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+class DeviceTelemetry(Telemetry):
+    """What a step on a device found out; the first look at it waits for the device."""
+
+    def __init__(self, read: Callable[[], dict[str, Any]]) -> None:
+        object.__setattr__(self, "_read", read)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it has been read."""
+        return "ratio" in self.__dict__
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        self.__dict__.update(self._read())
+        return self.__dict__[name]
+
+
+@dataclass
+class _Launch:
+    """The items of one (parameter, gradient) pair of dtypes, or the SCANs of all."""
+
+    pair: Pair | None
+    items: Tensor
+    scans: int
+    judged: bool
+    first: int  # of the pair's layers, which stand together
+    layers: int
+
+
+@dataclass
+class _Built:
+    """Tables in device memory for the tensors and options they were built for."""
+
+    watch: Watch
+    layers: Tensor
+    launches: list[_Launch]
+    order: list[int]  # the layers of a call, as the tables have them
+    layer_options: list[tuple[int, bool]]
+    words: Tensor
+    workspace: dict[str, Tensor]
+    written: list[Tensor]
+    uses: int  # a bit for each state that any layer uses
+    clips: bool
+    skips: bool
+    last: NDArray[np.int64] | None = None  # the words as they stand on the device
+
+
+class TritonPlan:
+    """One optimizer's steps on a GPU, kept from step to step; see `date_kernels.plan.Plan`.
+
+    Parameters
+    ----------
+    rule : str
+        A family of `date_kernels.rules.RULES`.
+    chunk, lag : int
+        See `date_kernels.items.build_items`.
+    order : callable, optional
+        Permutes an item list: every order that `check_order` accepts gives the same bits.
+
+    Attributes
+    ----------
+    builds : int
+        How often it was built.
+    """
+
+    def __init__(
+        self,
+        rule: str,
+        *,
+        chunk: int = CHUNK,
+        lag: int = LAG,
+        order: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
+    ) -> None:
+        self.rule = find_rule(rule)
+        self.builds = 0
+        self._functions = TRITON_RULES[rule]
+        self._chunk = chunk
+        self._lag = lag
+        self._order = order
+        self._options: list[tuple[Any, ...]] | None = None
+        self._signature: tuple[Any, ...] | None = None
+        self._built: _Built | None = None
+        self._captured: list[Any] = []
+
+    def step(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        states: States,
+        steps: Sequence[Tensor | None],
+        groups: Sequence[Group],
+        *,
+        grad_scale: Tensor | float | None = None,
+        found_inf: Tensor | float | None = None,
+        name_of: Callable[[int], str] | None = None,
+    ) -> Telemetry:
+        """Take one step in place; see `date_kernels.step`."""
+        groups = [self.rule.complete(group, rate_on_device=True) for group in groups]
+        options = [self.rule.values(group) for group in groups]
+        if options != self._options:
+            check_groups(self.rule, groups)
+        call = Call(params, grads, states, steps, groups)
+        built = self._fitting(call, found_inf is not None, name_of)
+        self._options = options
+        if not params:
+            return _telemetry(built)
+        device = params[0].device
+        scale_address, scale, scale_tensor = _number(grad_scale, device, 1.0)
+        if scale_tensor is None:
+            scale = check_scale(scale)
+        found_address, found, found_tensor = _number(found_inf, device, 0.0)
+        words = self._words(built, call, (scale_address, found_address), (scale, found))
+        with _on(device):
+            self._upload(built, words)
+            for launch in built.launches:
+                self._launch(built, launch)
+        for tensor in (scale_tensor, found_tensor):
+            if tensor is not None and tensor.is_cuda:
+                tensor.record_stream(torch.cuda.current_stream(device))
+        torch.autograd.graph.increment_version(built.written)
+        return _telemetry(built)
+
+    def _fitting(
+        self, call: Call, found_inf_given: bool, name_of: Callable[[int], str] | None
+    ) -> _Built:
+        """The plan of before where it still fits, else a new one."""
+        signature = (structure_of(self.rule, call), found_inf_given)
+        if self._built is None or signature != self._signature or not self._built.watch.fits(call):
+            self._built = None
+            self._built = self._build(call, found_inf_given, name_of)
+            self._signature = signature
+        return self._built
+
+    def _build(
+        self, call: Call, found_inf_given: bool, name_of: Callable[[int], str] | None
+    ) -> _Built:
+        device = call.params[0].device if call.params else torch.device("cpu")
+        of_layer = check_layers(self.rule, call, name_of, device)
+        check_layout(self.rule, call, name_of)
+        params, grads, states, steps, groups = call
+        pairs = [(p.dtype, g.dtype) for p, g in zip(params, grads, strict=True)]
+        distinct = list(dict.fromkeys(pairs))
+        order = sorted(range(len(params)), key=lambda i: distinct.index(pairs[i]))
+        layer_options = list(dict.fromkeys(of_layer))
+        written: list[Tensor] = []
+
+        def address(tensor: Tensor | None) -> int:
+            if tensor is None:
+                return 0
+            written.append(tensor)
+            return tensor.data_ptr()
+
+        table = np.zeros((len(params), LAYER.value), dtype=np.int64)
+        slots = 0
+        for at, i in enumerate(order):
+            param, group = params[i], groups[of_layer[i][0]]
+            used = states_of(self.rule, group, param)
+            own = address(param)
+            master = address(states[MASTER][i]) if MASTER in used else 0
+            half = param.dtype in HALF
+            state_addresses = [
+                address(states[key][i]) if key in used else 0 for key in self.rule.states
+            ]
+            table[at, :11] = (
+                master if half else own,
+                own if half else 0,
+                *state_addresses,
+                *[0] * (3 - len(state_addresses)),
+                address(steps[i]),
+                param.numel(),
+                slots,
+                -(-param.numel() // self._chunk),
+                layer_options.index(of_layer[i]),
+                TYPES.index(grads[i].dtype),
+            )
+            slots += -(-param.numel() // LEAF)
+
+        clips = bool(groups) and groups[0]["max_grad_norm"] is not None
+        skips = bool(groups) and groups[0]["on_nonfinite"] == "skip"
+        scan = clips or (skips and not found_inf_given)
+        sizes = [params[i].numel() for i in order]
+        measured = [is_measured(groups[of_layer[i][0]], of_layer[i][1]) for i in order]
+        launches: list[_Launch] = []
+        if scan and len(distinct) > 1:
+            every = build_items(sizes, [False] * len(sizes), scan=True, chunk=self._chunk)
+            every = every[: len(every) // 2]
+            launches.append(_Launch(None, self._items(every, 0, device), len(every), False, 0, 0))
+        first = 0
+        for pair in distinct:
+            count = pairs.count(pair)
+            own_items = build_items(
+                sizes[first : first + count],
+                measured[first : first + count],
+                scan=scan and len(distinct) == 1,
+                chunk=self._chunk,
+                whole=min(self._chunk, LEAF),
+                lag=self._lag,
+            )
+            scans = int((own_items[:, 3] == 3).sum())
+            launches.append(
+                _Launch(
+                    pair,
+                    self._items(own_items, first, device),
+                    scans,
+                    scan and len(distinct) > 1,
+                    first,
+                    count,
+                )
+            )
+            first += count
+
+        width = COMMON.value + len(self._functions.fields)
+        n_words = HEADER.value + len(layer_options) * width + len(params)
+        reports = np.tile([math.nan, math.nan, math.nan, 1.0, 0.0, 0.0], (len(params), 1))
+        workspace = {
+            "slots": torch.empty(2 * slots, dtype=torch.float64, device=device),
+            "reports": _upload(reports, device),
+            "verdict": _upload(np.array([math.nan, 1.0, 0.0]), device),
+            "arrived": torch.zeros(len(params), dtype=torch.int32, device=device),
+            "published": torch.zeros(len(params), dtype=torch.int32, device=device),
+            "clock": torch.zeros(CLOCK.value * LINE.value, dtype=torch.int32, device=device),
+        }
+        self.builds += 1
+        return _Built(
+            watch=Watch(call),
+            layers=_upload(table, device),
+            launches=launches,
+            order=order,
+            layer_options=layer_options,
+            words=torch.empty(n_words, dtype=torch.int64, device=device),
+            workspace=workspace,
+            written=written,
+            uses=sum(
+                1 << bit
+                for bit, key in enumerate(self.rule.states)
+                if any(key in self.rule.used(group) for group in groups)
+            ),
+            clips=clips,
+            skips=found_inf_given or skips,
+        )
+
+    def _items(self, items: NDArray[np.int64], first: int, device: torch.device) -> Tensor:
+        if self._order is not None:
+            built = items
+            items = self._order(built)
+            if sorted(map(tuple, items)) != sorted(map(tuple, built)):
+                raise ValueError("an order may neither add nor drop items")
+        check_order(items)
+        table = np.empty((len(items), ITEM.value), dtype=np.int32)
+        table[:, 0] = items[:, 0] // LEAF
+        table[:, 1] = -(-(items[:, 1] - items[:, 0]) // LEAF)
+        table[:, 2] = items[:, 2] + first
+        table[:, 3] = items[:, 3]
+        return _upload(table, device)
+
+    def _words(
+        self, built: _Built, call: Call, addresses: tuple[int, int], numbers: tuple[float, float]
+    ) -> NDArray[np.int64]:
+        """What may change from step to step, as the device reads it."""
+        words = np.zeros(built.words.numel(), dtype=np.int64)
+        values = words.view(np.float64)
+        words[0:2] = addresses
+        values[2:4] = numbers
+        values[4] = call.groups[0]["max_grad_norm"] if built.clips else math.inf
+        words[5] = built.skips
+        values[6] = 1.0
+        width = COMMON.value + len(self._functions.fields)
+        for index, (number, excluded) in enumerate(built.layer_options):
+            group = call.groups[number]
+            hyper = hyper_constants(self.rule, group, excluded)
+            common = {**hyper, **trust_constants(group, excluded), "lr_address": 0.0}
+            begin = HEADER.value + index * width
+            lr = group["lr"]
+            on_device = isinstance(lr, DeviceNumber)
+            common["lr"] = 0.0 if on_device else float(lr)
+            common["lr_double"] = float(on_device and lr.dtype == torch.float64)
+            values[begin : begin + width] = [
+                *(common[field] for field in COMMON_FIELDS),
+                *(hyper[field] for field in self._functions.fields),
+            ]
+            if on_device:
+                words[begin + LR_ADDRESS.value] = lr.address
+        gradients = [call.grads[i].data_ptr() for i in built.order]
+        words[len(words) - len(gradients) :] = gradients
+        return words
+
+    def _upload(self, built: _Built, words: NDArray[np.int64]) -> None:
+        """Note [What travels], Note [Captured steps]."""
+        if built.words.is_cuda and torch.cuda.is_current_stream_capturing():
+            staging = torch.from_numpy(words).pin_memory()
+            built.words = torch.empty_like(built.words)
+            built.last = None
+            built.words.copy_(staging, non_blocking=True)
+            self._captured.append((staging, built.words, built))
+        elif built.last is None or not np.array_equal(words, built.last):
+            if any(built.words is words_of for _, words_of, _ in self._captured):
+                built.words = torch.empty_like(built.words)
+            built.words.copy_(_pinned(words, built.words.device), non_blocking=True)
+            built.last = words
+
+    def _launch(self, built: _Built, launch: _Launch) -> None:
+        n_items = launch.items.shape[0]
+        if n_items == 0:
+            return
+        functions = self._functions
+        width = COMMON.value + len(functions.fields)
+        rows = HEADER.value + len(built.layer_options) * width
+        work = built.workspace
+        args = (
+            launch.items,
+            n_items,
+            launch.scans,
+            int(launch.judged),
+            built.layers,
+            launch.first,
+            launch.layers,
+            built.words,
+            built.words.view(torch.float64),
+            built.words[rows:],
+            width,
+            work["slots"],
+            work["slots"].numel() // 2,
+            work["reports"],
+            work["verdict"],
+            work["arrived"],
+            work["published"],
+            work["clock"],
+        )
+        w, g = (None, None) if launch.pair is None else map(triton_type, launch.pair)
+        constants = {
+            "PREPARE": functions.prepare,
+            "DIRECTION": functions.direction,
+            "CONCLUDE": functions.conclude,
+            "USES": built.uses,
+            "W": w,
+            "G": g,
+            "T": tl.float64 if w == tl.float64 else tl.float32,
+            "TILE": tile_of(built.uses),
+        }
+        if interpreted():
+            layerwise_step[(2,)](*args, **constants)
+            return
+        properties = torch.cuda.get_device_properties(launch.items.device)
+        programs = min(n_items, PROGRAMS * properties.multi_processor_count)
+        layerwise_step[(programs,)](*args, **constants, **compile_options())
+
+
+def tile_of(uses: int) -> int:
+    """Elements that a program holds at a time, by the states it holds with them.
+
+    A leaf with one state: LARS 233 instead of 252 on ResNet-50, 3054 instead of 3269 on BERT-large.
+    With two it would spill.
+    """
+    return LEAF if uses.bit_count() <= 1 else LEAF // 2
+
+
+def triton_type(dtype: torch.dtype) -> tl.dtype:
+    """Triton's name of a torch dtype."""
+    return _TRITON_TYPES[TYPES.index(dtype)]
+
+
+def compile_options() -> dict[str, Any]:
+    """How the kernel is compiled: nothing fused, so that it rounds as ``csrc`` does."""
+    options: dict[str, Any] = {"num_warps": WARPS, "enable_fp_fusion": False}
+    if torch.version.cuda is not None:
+        options["maxnreg"] = REGISTERS
+    return options
+
+
+def _number(
+    value: Tensor | float | None, device: torch.device, default: float
+) -> tuple[int, float, Tensor | None]:
+    """Where a kernel finds a number: an address on its device, or the value itself."""
+    if value is None:
+        return 0, default, None
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        tensor = value.to(device, torch.float32)
+        return tensor.data_ptr(), default, tensor
+    return 0, float(value), None
+
+
+def _pinned(array: NDArray[Any], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def _upload(array: NDArray[Any], device: torch.device) -> Tensor:
+    return _pinned(array, device).to(device, non_blocking=True, copy=True)
+
+
+@contextmanager
+def _on(device: torch.device) -> Iterator[None]:
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            yield
+    else:
+        yield
+
+
+def _telemetry(built: _Built) -> DeviceTelemetry:
+    def read() -> dict[str, Any]:
+        table = built.workspace["reports"].cpu().numpy()
+        reports = np.empty_like(table)
+        reports[built.order] = table
+        total_norm, clip, skip = built.workspace["verdict"].tolist()
+        if skip:
+            reports[:] = [math.nan, math.nan, math.nan, 1.0, 0.0, 1.0]
+        names = ("weight_norm", "measured_norm", "raw_ratio", "ratio", "clamp")
+        columns = dict(zip(names, reports.T.copy()[:5], strict=True))
+        return {
+            **columns,
+            "skipped": reports[:, REPORT.value - 1] != 0,
+            "total_norm": total_norm if built.clips else math.nan,
+            "clip": clip if built.clips else 1.0,
+        }
+
+    return DeviceTelemetry(read)
