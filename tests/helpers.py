@@ -303,7 +303,7 @@ def bits(tensor: Tensor) -> bytes:
     """Return a tensor's elements in the order of its indices, NaN and the sign of 0 included."""
     if tensor.is_meta or tensor.is_sparse:
         return repr(tensor).encode()
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def assert_same_bits(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
