@@ -4,12 +4,13 @@
 """
 
 from .dispatch import Info, Stepper, info, make_stepper, step
-from .layers import MASTER, check_saved_state, has_master, new_state, state_dtype
+from .layers import MASTER, MOST_STEPS, check_saved_state, has_master, new_state, state_dtype
 from .reference import Telemetry
 from .rules import RULES
 
 __all__ = [
     "MASTER",
+    "MOST_STEPS",
     "RULES",
     "Info",
     "Stepper",

@@ -236,7 +236,8 @@ def step(
         By torch's key, each in its parameter's shape; None where a layer's options do not use that
         state. float64 for a float64 parameter, else float32, the dtype of the arithmetic; with
         ``master_weights`` the key ``"master"`` holds the weights of a 16-bit parameter, which is
-        their rounding. Change in place.
+        their rounding. Change in place. Squares of float64 values are float64: norms of values
+        beyond 1e154 are infinite and below 1e-162 zero.
     steps : sequence of (Tensor or None)
         One-element float32 counters of the steps taken so far; advanced by 1. None where the
         options need none.

@@ -22,6 +22,9 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALF = (torch.bfloat16, torch.float16)
 """What is rounded from the float32 of its arithmetic."""
 
+MOST_STEPS = 1 << 24
+"""A float32 counts no further (``csrc/cpu/launch.cpp``)."""
+
 MASTER = "master"
 """The key of a state that any rule may have: the float32 weights that a parameter rounds."""
 
@@ -299,7 +302,9 @@ def new_state(param: Tensor, what: str, start: float | None) -> Tensor:
     return state
 
 
-def check_saved_state(rule: Rule, group: Group, param: Tensor, saved: Mapping[str, Any]) -> None:
+def check_saved_state(
+    rule: Rule, group: Group, param: Tensor, saved: Mapping[str, Any], *, of_torch: bool
+) -> None:
     """Refuse a checkpoint's state of a parameter that these options do not make.
 
     Parameters
@@ -311,6 +316,8 @@ def check_saved_state(rule: Rule, group: Group, param: Tensor, saved: Mapping[st
     saved : mapping
         By key; None counts as missing, and a parameter that took no step has nothing. States that
         the rule has and the options do not use are welcome.
+    of_torch : bool
+        Whether torch's twin saved it: what only the options here need is not in it.
 
     Raises
     ------
@@ -326,8 +333,17 @@ def check_saved_state(rule: Rule, group: Group, param: Tensor, saved: Mapping[st
             f"it holds {', '.join(map(repr, sorted(extra)))}, which rule {rule.name!r} does not "
             "have; load it into the optimizer that saved it"
         )
-    needed = rule.used(group)
-    if rule.torch_saves_step and rule.counts_steps(group):
+    if MASTER in saved and param.dtype not in HALF:
+        raise ValueError(
+            f"it holds '{MASTER}', but a parameter of {param.dtype} is its own; load it with the "
+            "parameter in the dtype that it was saved with, or leave it out"
+        )
+    needed = rule.used(group) if of_torch else states_of(rule, group, param)
+    if (
+        (rule.torch_saves_step and rule.counts_steps(group))
+        if of_torch
+        else needs_step(rule, group)
+    ):
         needed = (*needed, "step")
     missing = [key for key in needed if key not in saved]
     if missing:
@@ -352,6 +368,12 @@ def check_saved_state(rule: Rule, group: Group, param: Tensor, saved: Mapping[st
             check_shape(value, repr(key), param)
         elif isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"'step' has shape {tuple(value.shape)}, but is one number")
+    if of_torch and group["momentum_scaling"] != "outside" and "momentum_buffer" in saved:
+        raise ValueError(
+            f"its 'momentum_buffer' holds gradients as torch scales them, but "
+            f"momentum_scaling={group['momentum_scaling']!r} has the rate or the ratio in it; "
+            "leave the buffer out to start it anew, or use 'outside'"
+        )
 
 
 def dense_like(param: Tensor) -> Tensor:

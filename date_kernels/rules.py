@@ -149,6 +149,10 @@ def check_group(rule: Rule, group: Group) -> None:
     if not isinstance(group["lr"], DeviceNumber):  # its value is the device's own
         finite(group, "lr", what="learning rate")
     finite(group, "weight_decay")
+    for key in group:
+        if key.startswith("trust_") and key not in COMMON_OPTIONS:
+            known = ", ".join(name for name in COMMON_OPTIONS if name.startswith("trust_"))
+            raise ValueError(f"{key!r} is no option of the ratio; there are {known}")
     for key, default in (COMMON_OPTIONS | rule.options).items():
         if isinstance(default, bool) and not isinstance(group[key], bool):
             raise ValueError(f"Invalid {key} value: {group[key]!r}; {key} must be True or False")

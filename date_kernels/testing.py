@@ -172,20 +172,23 @@ def tolerance(
 
 
 def norm_tolerance(layer: Layer, dtype: DTypeLike = np.float32) -> float:
-    """Return how far the norm of a layer's update may lie from the reference's.
+    """Return how far the measured norm of a layer may lie from the reference's.
 
     A norm errs by no more than the norm of its elements' errors; its sums in double add nothing
-    that counts. What cancels in an update (two averages' difference, a buffer against the decay)
+    that counts. What cancels (a gradient against its decay, two averages' difference in an update)
     may leave a norm that is mostly error.
 
     Parameters
     ----------
     layer : Layer
-        Before the step, with ``trust_of="update"``.
+        Before the step, its ratio's denominator the norm of an update or of ``g + decay*w``.
     dtype : dtype
         The backend's arithmetic.
     """
     rounding = _rounding(dtype)
+    if layer.group["trust_of"] == "gradient":
+        g, decay = scaled_gradient(layer, rounding), layer.group["weight_decay"]
+        return reference.norm(rounding.sum((1.0, g), (decay, exact(layer.weight))))
     with np.errstate(all="ignore"):
         u, _ = BOUNDS[layer.rule](layer, _after(layer, 1.0), 1.0, rounding)
         return reference.norm(decayed_update(layer, u, 1.0, rounding).error)
@@ -203,9 +206,15 @@ def _after(layer: Layer, ratio: float) -> Layer:
     return after
 
 
+def scaled_gradient(layer: Layer, rounding: Rounding) -> Term:
+    """Return ``g``: two roundings, its scale's and their product's."""
+    size = np.abs(layer.gradient)
+    return Term(size, 2 * rounding.half * size + rounding.tiny)
+
+
 def decayed_gradient(layer: Layer, rounding: Rounding) -> Term:
-    """Return ``d``: two roundings of ``g``, its scale's and their product's, and ``+ lambda*w``."""
-    g = Term(np.abs(layer.gradient), 2 * rounding.half * np.abs(layer.gradient) + rounding.tiny)
+    """Return ``d``, which is ``g + lambda*w`` where weight decay is coupled."""
+    g = scaled_gradient(layer, rounding)
     decay = reference.decay_in("gradient", layer.group)
     if decay == 0:
         return g

@@ -222,7 +222,9 @@ def norm_error(
     It is large where an update cancels; the same kernels in double are held to 1e-12
     (tests/test_engine_native.py).
     """
-    if layer.group["trust_of"] == "gradient" or math.isnan(ratio.measured_norm):
+    group = layer.group
+    adds = group["trust_of"] == "update" or group["trust_weight_decay"] == "combined"
+    if not adds or math.isnan(ratio.measured_norm):
         return 1e-6
     share = norm_tolerance(layer, dtype) / ratio.measured_norm if ratio.measured_norm else 0.0
     return 1e-6 + 2 * share

@@ -382,3 +382,12 @@ def test_states_that_the_options_do_not_use(dtype: torch.dtype, wanted: bool, ba
     call.take(partial(date_kernels.step, "adam", backend=backend))
     assert_same_bits(extra, [torch.full((3,), 9.0), torch.full((3,), 7.0)])
     np.testing.assert_allclose(call.params[0].float().numpy(), 1 - 0.05, rtol=4e-3)
+
+
+def test_a_gradient_that_cancels_its_decay() -> None:
+    """The norm of ``g + decay*w`` is mostly rounding there, and the bound says so."""
+    (weight,) = random_tensors((1000,), 0)
+    (noise,) = random_tensors((1000,), 1)
+    options = {**TRUST, "trust_weight_decay": "combined", "weight_decay": 0.1, "trust_upper": 1e9}
+    gradient = -0.1 * weight * (1 + 1e-4 * noise)
+    judged_step(make_call("sgd", [weight], [gradient], options), Plan("sgd").step)

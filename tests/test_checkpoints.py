@@ -39,7 +39,7 @@ from torch_runs import (
 from torch_runs import SHAPES as RUN_SHAPES
 
 from date_kernels import MASTER, state_dtype
-from date_optim import LAMB, LARS, SGD, Adam, AdamW, Lion, RMSprop
+from date_optim import LAMB, LARS, SGD, Adam, AdamW, Lion, RMSprop, TrustRatio
 from date_optim.optimizer import LayerwiseOptimizer
 
 STORES: dict[str, Options] = {
@@ -517,8 +517,21 @@ BAD: dict[str, tuple[str, Spoil, str]] = {
     "half a step": ("Adam", put("step", 1.5), "'step' is 1.5, not a number of steps"),
     "a step before the first": ("Adam", put("step", -1.0), "'step' is -1.0, not a number"),
     "NaN steps": ("Adam", put("step", torch.tensor(math.nan)), "'step' is .*nan.*, not a number"),
-    "SGD's in Adam": ("Adam", of(SGD, momentum=0.9), "holds 'momentum_buffer', which rule 'adam'"),
-    "Adam's in SGD": ("momentum", of(Adam), "holds 'exp_avg', 'exp_avg_sq', which rule 'sgd'"),
+    "SGD's in Adam": ("Adam", of(SGD, momentum=0.9), "group 0 .* has 'dampening', 'momentum', "),
+    "plain SGD's in Lion": ("Lion", of(SGD), "group 0 .* none of the options of rule 'lion'"),
+    "torch's SGD's in LAMB": ("LAMB", of(torch.optim.SGD), "none of the options of rule 'adam'"),
+    "Adam's in SGD": ("momentum", of(Adam), "group 0 .* none of the options of rule 'sgd'"),
+    "torch's momentum in LARS": (
+        "LARS",
+        of(torch.optim.SGD, momentum=0.9),
+        "0.0 .* holds gradients as torch scales them, but momentum_scaling='inside'",
+    ),
+    "a stranger": ("Adam", lambda s: s["state"].update({7: {}}), "states of 7, which is in none"),
+    "names": ("Adam", lambda s: s.update(state={"w": s["state"][0]}), "states of 'w', which is"),
+    "twice": ("Adam", lambda s: s["param_groups"][0].update(params=[0, 0]), "0 in its .* twice"),
+    "a wide master": ("Adam", put("master", torch.ones(5, 4)), "a parameter of torch.float32 is"),
+    "too many steps": ("Adam", put("step", 2.0**24 + 2), "not a number of steps up to 2\\*\\*24"),
+    "a misspelt bound": ("DATE", say(trust_uper=1.0), "'trust_uper' is no option of the ratio"),
     "Adam's in RMSprop": ("RMSprop", of(torch.optim.Adam), "holds 'exp_avg', .* rule 'rmsprop'"),
     "RMSprop's in Adagrad": ("Adagrad", of(RMSprop), "holds 'square_avg', which rule 'adagrad'"),
     "RMSprop's in Adadelta": ("Adadelta", TORCH_RMSPROP, "lacks 'acc_delta'"),
@@ -569,15 +582,39 @@ COUNTED = [name for name, (cls, _) in SETUPS.items() if cls not in (SGD, LARS, L
 """Not those with a buffer alone: without it the parameter took no step."""
 
 
+@stores
 @pytest.mark.parametrize("name", COUNTED)
-def test_a_state_with_any_key_missing_is_refused(name: str) -> None:
-    optimizer, params = make(name)
+def test_a_state_with_any_key_missing_is_refused(name: str, store: str) -> None:
+    optimizer, params = make(name, **STORES[store])
     take_steps(optimizer, params, 1)
     for key in optimizer.state[params[0]]:
         state = through_a_file(optimizer)
         del state["state"][1][key]
         with optimizer_unchanged(optimizer), pytest.raises(ValueError, match=f"lacks '{key}'"):
             optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize(("cls", "options"), [(SGD, {"momentum": 0.9}), (Lion, {})])
+def test_moving_bounds_need_their_count(cls: Any, options: Options) -> None:
+    """Of rules that count no steps by themselves."""
+    param = Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    trust = TrustRatio(bounds="adabound", final=0.1, gamma=0.01)
+    optimizer = cls([param], lr=0.1, trust=trust, **options)
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["state"] = {0: {k: v for k, v in state["state"][0].items() if k != "step"}}
+    with optimizer_unchanged(optimizer), pytest.raises(ValueError, match="lacks 'step'"):
+        optimizer.load_state_dict(state)
+
+
+def test_decay_in_the_update_stays_where_torchs_is_decoupled() -> None:
+    optimizer, params = make("LAMB")
+    take_steps(optimizer, params, 1)
+    twin = torch.optim.AdamW([{"params": params[:2]}, {"params": params[2:]}])
+    twin.step()
+    optimizer.load_state_dict(twin.state_dict())
+    assert [group["weight_decay_in"] for group in optimizer.param_groups] == ["update"] * 2
 
 
 def test_states_that_the_options_do_not_use_are_welcome() -> None:

@@ -414,6 +414,9 @@ def test_a_master_is_dropped_with_the_16_bits_that_it_was_for() -> None:
             r"AdamW\(\) got an unexpected keyword argument 'decoupled_weight_decay'",
         ),
         (lambda p: LARS([{"params": p, "upper": 0.5}]), ValueError, "says trust_upper, not upper"),
+        (lambda p: LARS([{"params": p, "of": "update"}]), ValueError, "says trust_of, not of"),
+        (lambda p: SGD([{"params": p, "clip_by_lr": True}]), ValueError, "trust_clip_by_lr, not"),
+        (lambda p: SGD([{"params": p, "trust_uper": 1}]), ValueError, "'trust_uper' is no option"),
         (
             lambda p: SGD([{"params": p[:1]}, {"params": p[1:], "max_grad_norm": 1.0}]),
             ValueError,

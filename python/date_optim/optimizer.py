@@ -18,6 +18,7 @@ from torch.optim.optimizer import ParamsT
 
 from date_kernels import (
     MASTER,
+    MOST_STEPS,
     RULES,
     Stepper,
     Telemetry,
@@ -170,11 +171,7 @@ class LayerwiseOptimizer(Optimizer):
                 "give this param group its own exclude="
             )
         _check_exclude(exclude)
-        for key in ("coefficient", "lower", "upper"):
-            if key in group:
-                raise ValueError(
-                    f"a param group says trust_{key}, not {key}, or has its own trust="
-                )
+        _check_ratio_options(group, self.defaults)
         complete = {**self.defaults, **group}
         self._check(complete)
         check_common([*self.param_groups, complete])
@@ -247,25 +244,39 @@ class LayerwiseOptimizer(Optimizer):
                 raise ValueError(f"param group {number} of the state dict has no 'params'")
         sizes = [[len(group["params"]) for group in of] for of in (groups, self.param_groups)]
         if sizes[0] == sizes[1]:  # if not, torch says so
+            rule = RULES[self.rule]
+            for number, group in enumerate(groups):
+                _check_rule_of(rule, group, number)
+            of_torch = ["trust" not in group for group in groups]
             groups = [_merged(*pair) for pair in zip(self.param_groups, groups, strict=True)]
             for number, (own, group) in enumerate(zip(self.param_groups, groups, strict=True)):
                 self._check(group)
                 self._check_flags(group, own["params"])
                 _check_excluded(group, number)
             check_common(groups)
-            self._check_saved(state_dict["state"], groups)
+            self._check_saved(state_dict["state"], groups, of_torch)
         return {**state_dict, "param_groups": groups}
 
-    def _check_saved(self, states: dict[int, Any], groups: list[dict[str, Any]]) -> None:
+    def _check_saved(
+        self, states: dict[int, Any], groups: list[dict[str, Any]], of_torch: list[bool]
+    ) -> None:
         """Refuse a saved state that this optimizer's options do not make."""
         rule, names = RULES[self.rule], self._names()
-        for own, group in zip(self.param_groups, groups, strict=True):
+        members = Counter(index for group in groups for index in group["params"])
+        if repeated := [index for index, times in members.items() if times > 1]:
+            raise ValueError(f"the state dict has {repeated[0]!r} in its param groups twice")
+        if strangers := [index for index in states if index not in members]:
+            raise ValueError(
+                f"the state dict has states of {strangers[0]!r}, which is in none of its param "
+                "groups"
+            )
+        for own, group, torchs in zip(self.param_groups, groups, of_torch, strict=True):
             for param, index in zip(own["params"], group["params"], strict=True):
                 saved = states.get(index)
                 try:
                     if not isinstance(saved, dict | None):
                         raise ValueError(f"it is {saved!r:.80}, not a dict of states")
-                    check_saved_state(rule, group, param, saved or {})
+                    check_saved_state(rule, group, param, saved or {}, of_torch=torchs)
                     _check_count((saved or {}).get("step"))
                 except ValueError as error:
                     raise ValueError(
@@ -562,9 +573,31 @@ def _expand_trust(group: dict[str, Any]) -> dict[str, Any]:
 def _merged(own: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
     """A saved group, with the options that it does not hold as they are."""
     group = {**{key: value for key, value in own.items() if key != "params"}, **saved}
-    if group.pop("decoupled_weight_decay", False) and "weight_decay_in" not in saved:
-        group["weight_decay_in"] = "weights"  # torch's word for it
+    decoupled = group.pop("decoupled_weight_decay", False)
+    # torch's word for one of our three places; that of an update is a rule that it does not have.
+    if decoupled and "weight_decay_in" not in saved and own["weight_decay_in"] != "update":
+        group["weight_decay_in"] = "weights"
     return group
+
+
+def _check_rule_of(rule: Rule, saved: dict[str, Any], number: int) -> None:
+    """Refuse a saved group of another rule: it has that one's options and none of this one's."""
+    if not rule.options or saved.keys() & rule.options.keys():
+        return
+    for other in RULES.values():
+        if foreign := sorted(saved.keys() & other.options.keys()):
+            raise ValueError(
+                f"param group {number} of the state dict has {', '.join(map(repr, foreign))}, but "
+                f"none of the options of rule {rule.name!r}; load it into the optimizer that saved "
+                "it"
+            )
+
+
+def _check_ratio_options(group: dict[str, Any], known: dict[str, Any]) -> None:
+    """Refuse options of the ratio without their prefix, which nobody would read."""
+    for key in group.keys() - known.keys():
+        if f"trust_{key}" in known:
+            raise ValueError(f"a param group says trust_{key}, not {key}, or has its own trust=")
 
 
 def _check_exclude(exclude: Exclude) -> None:
@@ -592,8 +625,8 @@ def _check_count(step: Any) -> None:
         count = 0.0 if step is None else float(step)
     except (TypeError, ValueError, RuntimeError):
         count = math.nan
-    if not (count >= 0 and count.is_integer()):
-        raise ValueError(f"'step' is {step!r:.80}, not a number of steps")
+    if not (0 <= count <= MOST_STEPS and count.is_integer()):
+        raise ValueError(f"'step' is {step!r:.80}, not a number of steps up to 2**24")
 
 
 def _resolve(exclude: Exclude, group: dict[str, Any]) -> tuple[bool, ...]:
