@@ -186,6 +186,21 @@ def load(
 
 
 @triton.jit
+def rounded(x, TYPE: tl.constexpr):
+    """To the nearest, ties to even.
+
+    For bfloat16 in integers, as ``csrc/cpu/convert.h``: Triton's interpreter would truncate.
+    """
+    if TYPE == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        nearest = tl.where(x != x, 0x7FC0, nearest)
+        return nearest.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return x.to(TYPE)
+
+
+@triton.jit
 def store(
     address,
     at,
@@ -200,9 +215,9 @@ def store(
     pointer = address.to(tl.pointer_type(TYPE)) + at
     lanes = tl.arange(0, BLOCK)
     if FULL:
-        tl.store(tl.multiple_of(pointer, 16) + lanes, x.to(TYPE), eviction_policy=EVICT)
+        tl.store(tl.multiple_of(pointer, 16) + lanes, rounded(x, TYPE), eviction_policy=EVICT)
     else:
-        tl.store(pointer + lanes, x.to(TYPE), mask=lanes < n, eviction_policy=EVICT)
+        tl.store(pointer + lanes, rounded(x, TYPE), mask=lanes < n, eviction_policy=EVICT)
 
 
 @triton.jit

@@ -178,15 +178,15 @@ BASES: dict[str, tuple[str, Options]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("base", "name"),
-    [
-        (base, name)
-        for base in BASES
-        for name, option in TRUST_OPTIONS.items()
-        if base != "lamb" or "trust_weight_decay" not in option  # of the gradient alone
-    ],
-)
+BASES_AND_OPTIONS = [
+    (base, name)
+    for base in BASES
+    for name, option in TRUST_OPTIONS.items()
+    if base != "lamb" or "trust_weight_decay" not in option  # of the gradient alone
+]
+
+
+@pytest.mark.parametrize(("base", "name"), BASES_AND_OPTIONS)
 def test_every_option_of_the_ratio(base: str, name: str, target: str) -> None:
     rule, options = BASES[base]
     sizes = (*SIZES, 300)

@@ -1,0 +1,484 @@
+"""The Triton backend against the reference: on a GPU where there is one, else interpreted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine_problem import Problem, Tensors, assert_same, report_bits
+from helpers import (
+    DTYPES,
+    TRUST,
+    Call,
+    assert_same_bits,
+    judge,
+    judged_optimizer_step,
+    make_call,
+    random_tensors,
+    unchanged,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from setups import SETUPS, give_gradients, make
+from test_backend import (
+    BASES,
+    BASES_AND_OPTIONS,
+    COMMON,
+    PLACES,
+    RATIOS,
+    TRUST_OPTIONS,
+    names_of,
+)
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from variants import FULL, VARIANTS
+
+import date_kernels
+from date_kernels import MASTER, Telemetry, dispatch, make_stepper
+from date_kernels.items import LEAF, Kind, build_items, check_order
+
+triton_plan: Any = pytest.importorskip("date_kernels.triton_plan")
+TritonPlan: Any = triton_plan.TritonPlan
+
+# The interpreter works out in NumPy what is then not selected: 0/0 of masked lanes, say.
+pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+SIZES = (5, 4096, 4097, 3 * LEAF + 700, 1, 0)
+"""Whole and cut layers, full leaves and tails."""
+
+small_chunks = partial(TritonPlan, chunk=LEAF, lag=LEAF)
+
+
+def moved(call: Call, device: str) -> Call:
+    """Return a copy of the call on a device."""
+
+    def to(tensors: Sequence[Tensor | None]) -> list[Any]:
+        return [None if tensor is None else tensor.to(device, copy=True) for tensor in tensors]
+
+    states = {key: to(column) for key, column in call.states.items()}
+    return Call(
+        call.rule, to(call.params), to(call.grads), states, to(call.steps), call.groups
+    )  # fmt: skip
+
+
+def judged(call: Call, plan: Any, *, grad_scale: float | None = None) -> Telemetry:
+    """Take a step where the kernels run and hold it to the reference."""
+    here = moved(call, DEVICE)
+    telemetry = here.take(plan.step, grad_scale=grad_scale)
+    after = moved(here, "cpu")
+    judge(call, after, telemetry, grad_scale=grad_scale)
+    call.params, call.states, call.steps = after.params, after.states, after.steps
+    return telemetry
+
+
+def test_the_sizes_make_every_kind_of_item() -> None:
+    measured = [True, True, True, True, False, True]
+    items = build_items(SIZES, measured, scan=True, chunk=LEAF, whole=LEAF, lag=LEAF)
+    assert set(items[:, 3]) == set(Kind)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "name"), [(ratio, name) for ratio, of in RATIOS.items() for name in names_of(of)]
+)
+def test_every_variant_of_every_rule(name: str, ratio: str) -> None:
+    rule, options = VARIANTS[name]
+    group = {**options, **RATIOS[ratio], "weight_decay": 0.03, "maximize": True}
+    call = make_call(rule, random_tensors(SIZES, 0), random_tensors(SIZES, 1), group, taken=3)
+    judged(call, small_chunks(rule))
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("rule", FULL)
+def test_every_pair_of_dtypes_in_one_step(rule: str, ratio: str) -> None:
+    """With masters and without, aligned and not; in float64 to its own bounds."""
+    params: list[Tensor] = []
+    grads: list[Tensor] = []
+    for size in (LEAF + 5, 33):
+        for dtype, grad_dtype in DTYPES:
+            params += [t[1:] for t in random_tensors((size,), len(params), dtype)]
+            grads += random_tensors((size - 1,), 100 + len(params), grad_dtype)
+    options = {**VARIANTS[FULL[rule]][1], **RATIOS[ratio]}
+    if options["momentum_scaling"] != "outside" and ratio == "update":
+        options["momentum_scaling"] = "outside"
+    half = len(params) // 2
+    groups = [
+        {**options, "params": list(range(half))},
+        {**options, "params": list(range(half, len(params))), "master_weights": True},
+    ]
+    call = make_call(rule, params, grads, *groups, taken=2)
+    judged(call, small_chunks(rule))
+    assert sum(master is not None for master in call.states[MASTER]) == 4
+
+
+@pytest.mark.parametrize(("base", "name"), BASES_AND_OPTIONS)
+def test_every_option_of_the_ratio(base: str, name: str) -> None:
+    rule, options = BASES[base]
+    sizes = (300, 64, LEAF + 3, 1, 300)
+    weights, grads = random_tensors(sizes, 0), random_tensors(sizes, 1)
+    weights[1].zero_()
+    grads[-1].zero_()
+    group = {**options, "weight_decay": 0.03, "trust": True, **TRUST_OPTIONS[name]}
+    judged(make_call(rule, weights, grads, group, taken=2), small_chunks(rule))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_every_place_of_weight_decay(place: str, ratio: str) -> None:
+    group = {**RATIOS[ratio], "weight_decay": 0.1, "weight_decay_in": place}
+    group["exclude"] = (False, True, False)
+    sizes = (300, 64, LEAF + 3)
+    call = make_call("adam", random_tensors(sizes, 0), random_tensors(sizes, 1), group, taken=2)
+    judged(call, small_chunks("adam"))
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+@pytest.mark.parametrize("name", COMMON)
+def test_scales_and_clips(name: str, pairs: int) -> None:
+    """Over one pair of dtypes and over two, which a launch of its own scans first."""
+    options, grad_scale = COMMON[name]
+    weights, grads = random_tensors(SIZES, 0), random_tensors(SIZES, 1)
+    if pairs == 2:
+        weights += random_tensors((300,), 2, torch.bfloat16)
+        grads += random_tensors((300,), 3, torch.bfloat16)
+    call = make_call("sgd", weights, grads, {"momentum": 0.9, **TRUST, **options}, taken=2)
+    judged(call, small_chunks("sgd"), grad_scale=grad_scale)
+
+
+def test_a_scale_in_a_tensor_is_the_number() -> None:
+    call = make_call("adam", random_tensors(SIZES, 0), random_tensors(SIZES, 1), TRUST, taken=2)
+    first, second = moved(call, DEVICE), moved(call, DEVICE)
+    first.take(small_chunks("adam").step, grad_scale=8.0)
+    scale, clear = torch.full((1,), 8.0, device=DEVICE), torch.zeros(1, device=DEVICE)
+    second.take(small_chunks("adam").step, grad_scale=scale, found_inf=clear)
+    assert_same_bits(second.written(), first.written())
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_found_inf_changes_nothing(clip: float | None, pairs: int) -> None:
+    weights, grads = random_tensors(SIZES, 0), random_tensors(SIZES, 1)
+    if pairs == 2:
+        weights += random_tensors((300,), 2, torch.float16)
+        grads += random_tensors((300,), 3, torch.float16)
+    start = make_call("adam", weights, grads, {**TRUST, "max_grad_norm": clip}, taken=0)
+    call, plan = moved(start, DEVICE), small_chunks("adam")
+    for found in (1.0, torch.ones(1, device=DEVICE)):
+        with unchanged(call.written()):
+            telemetry = call.take(plan.step, found_inf=found)
+        assert telemetry.skipped.all()
+        assert np.isnan(telemetry.ratio - 1).sum() == 0
+        assert np.isnan(telemetry.weight_norm).all()
+        assert math.isnan(telemetry.total_norm)
+    telemetry = call.take(plan.step, found_inf=torch.zeros(1, device=DEVICE))
+    judge(start, moved(call, "cpu"), telemetry)
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_a_gradient_that_is_not_finite_stops_the_step(pairs: int) -> None:
+    weights, grads = random_tensors(SIZES, 0), random_tensors(SIZES, 1)
+    if pairs == 2:
+        weights += random_tensors((300,), 2, torch.float16)
+        grads += random_tensors((300,), 3, torch.float16)
+    grads[-1][:1] = math.nan
+    grads[3][-1] = math.inf
+    group = {**TRUST, "on_nonfinite": "skip"}
+    call = moved(make_call("adam", weights, grads, group, taken=1), DEVICE)
+    with unchanged(call.written()):
+        telemetry = call.take(small_chunks("adam").step)
+    assert telemetry.skipped.all()
+
+
+@pytest.mark.parametrize("of", ["gradient", "update"])
+@pytest.mark.parametrize("size", [300, 2 * LEAF + 9])
+@pytest.mark.parametrize("rule", FULL)
+def test_a_weight_that_is_not_finite_stops_its_layer_alone(rule: str, size: int, of: str) -> None:
+    weights, grads = random_tensors((size, 64), 0), random_tensors((size, 64), 1)
+    weights[0][-1] = math.inf
+    options = {**VARIANTS[FULL[rule]][1], **TRUST, "trust_of": of, "on_nonfinite": "skip"}
+    options["momentum_scaling"] = "outside"
+    call = moved(make_call(rule, weights, grads, options, taken=1), DEVICE)
+    with unchanged(call.layer(0)):
+        telemetry = call.take(small_chunks(rule).step)
+    assert telemetry.skipped.tolist() == [True, False]
+    assert [None if step is None else step.item() for step in call.steps] == [1, 2]
+    free = {**options, "on_nonfinite": "propagate"}
+    call = moved(make_call(rule, weights, grads, free, taken=1), DEVICE)
+    telemetry = call.take(small_chunks(rule).step)
+    assert not telemetry.skipped.any()
+    assert math.isnan(telemetry.ratio[0])
+    assert bool(call.params[0].isnan().all())
+    assert [None if step is None else step.item() for step in call.steps] == [2, 2]
+
+
+def test_each_layer_has_its_own_step() -> None:
+    call = make_call("adam", random_tensors(SIZES, 0), random_tensors(SIZES, 1), TRUST, taken=1)
+    call.steps = [torch.tensor(float(taken)) for taken in (0, 1, 7, 100, 12345, 3)]
+    judged(call, small_chunks("adam"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_rate_in_a_tensor_is_read_at_each_step(dtype: torch.dtype) -> None:
+    rate = torch.tensor(0.1, dtype=dtype, device=DEVICE)
+    params, twins = ([t.to(DEVICE) for t in random_tensors((300, 5000), 0)] for _ in range(2))
+    group = {"params": [0, 1], "momentum": 0.9, "momentum_scaling": "inside", **TRUST}
+    ours, theirs = TritonPlan("sgd"), TritonPlan("sgd")
+    buffers, others = ([torch.zeros_like(p) for p in params] for _ in range(2))
+    for step in range(3):
+        rate.fill_(0.1 / (1 + step))
+        grads = [t.to(DEVICE) for t in random_tensors((300, 5000), step)]
+        none = [None, None]
+        ours.step(params, grads, {"momentum_buffer": buffers}, none, [{**group, "lr": rate}])
+        number = {**group, "lr": rate.item()}
+        theirs.step(twins, grads, {"momentum_buffer": others}, none, [number])
+    assert_same_bits(params, twins)
+    assert ours.builds == 1
+
+
+# --- the same bits --------------------------------------------------------------------------------
+
+MEMBERS = (0, 1, 2, 3, 8, 9, 10, 11, 20, 21)
+"""Layers of `engine_problem`, five groups: of a few elements up to some chunks."""
+
+PROBLEM_SIZES = tuple(
+    {0: 20_001, 2: 9000, 8: 8193, 10: 4097}.get(i, 40 + i) for i in range(24)
+)  # fmt: skip
+
+
+def problem(variant: str, shared: str = "free") -> Problem:
+    return Problem(variant, shared, MEMBERS, PROBLEM_SIZES, torch.float32)
+
+
+def taken(problem: Problem, plan: Any) -> dict[str, bytes]:
+    """Take two of the problem's steps and return every bit that they leave."""
+    tensors, reports = Tensors.of(problem), {}
+    call = Call(problem.rule, tensors.params, [], tensors.states, [*tensors.steps], [])
+    call = moved(call, DEVICE)
+    for step in range(2):
+        grads = [grad.to(DEVICE) for grad in problem.gradients(step)]
+        telemetry = plan.step(call.params, grads, call.states, call.steps, problem.groups(step))
+        known = {field.name: getattr(telemetry, field.name) for field in fields(Telemetry)}
+        reports.update(report_bits(Telemetry(**known), step))
+    after = moved(call, "cpu")
+    steps = [step for step in after.steps if step is not None]
+    return {**Tensors(after.params, after.states, steps).bits(), **reports}
+
+
+def shuffled(items: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Another order that the engine accepts: SCANs first, UPDATEs behind their MEASUREs."""
+    generator = np.random.default_rng(seed)
+    scans = items[:, 3] == Kind.SCAN
+    first, rest = (generator.permutation(x) for x in (items[scans], items[~scans]))
+    order = np.arange(len(rest))
+    late = rest[:, 3] == Kind.UPDATE
+    last = {layer: i for i, (_, _, layer, kind) in enumerate(rest) if kind == Kind.MEASURE}
+    keys = [(max(i, last[rest[i, 2]]) if late[i] else i, late[i], i) for i in order]
+    return np.concatenate([first, rest[[i for *_, i in sorted(keys)]]])
+
+
+@pytest.mark.parametrize("shared", ["free", "clip"])
+@pytest.mark.parametrize("name", ["sgd-nesterov-inside", "adam-amsgrad"])
+def test_bits_depend_on_neither_order_nor_cut(name: str, shared: str) -> None:
+    case = problem(name, shared)
+    expected = taken(case, TritonPlan(case.rule, chunk=LEAF, lag=LEAF))
+    for seed in range(3):
+        order: Callable[..., Any] = partial(shuffled, seed=seed)
+        assert_same(taken(case, TritonPlan(case.rule, chunk=LEAF, order=order)), expected)
+    for chunk, lag in ((LEAF, 0), (2 * LEAF, 1 << 30), (4 * LEAF, LEAF)):
+        assert_same(taken(case, TritonPlan(case.rule, chunk=chunk, lag=lag)), expected)
+
+
+@pytest.mark.parametrize("name", ["rmsprop-centered-momentum", "lion-plain"])
+def test_packed_is_one_by_one(name: str) -> None:
+    case = problem(name)
+    together = taken(case, TritonPlan(case.rule))
+    for at, alone in enumerate(case.alone()):
+        for key, content in taken(alone, TritonPlan(case.rule)).items():
+            array, _, place = key.rpartition(" ")
+            if place == "0" and "of step" not in key:
+                assert together[f"{array} {at}"] == content, (key, at)
+
+
+# --- items ----------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9 * LEAF), st.booleans()), max_size=8),
+    st.sampled_from([LEAF, 2 * LEAF, 4 * LEAF]),
+    st.integers(0, 20 * LEAF),
+    st.booleans(),
+)
+def test_items_visit_each_element_once(
+    layers: list[tuple[int, bool]], chunk: int, lag: int, scan: bool
+) -> None:
+    sizes, measured = [size for size, _ in layers], [is_measured for _, is_measured in layers]
+    items = build_items(sizes, measured, scan=scan, chunk=chunk, whole=LEAF, lag=lag)
+    check_order(items)
+    for layer, size in enumerate(sizes):
+        own = items[items[:, 2] == layer]
+        for kinds, expected in (
+            ((Kind.PLAIN, Kind.WHOLE, Kind.UPDATE), True),
+            ((Kind.WHOLE, Kind.MEASURE), measured[layer]),
+            ((Kind.SCAN,), scan),
+        ):
+            cuts = sorted(map(tuple, own[np.isin(own[:, 3], kinds)][:, :2].tolist()))
+            assert bool(cuts) == expected
+            ends = [0, *(end for _, end in cuts)]
+            assert not cuts or [*(begin for begin, _ in cuts), size] == ends
+
+
+def test_an_update_before_its_measures_is_refused() -> None:
+    items = build_items([3 * LEAF], [True], scan=False, chunk=LEAF, whole=LEAF, lag=0)
+    with pytest.raises(ValueError, match="behind its layer's MEASUREs"):
+        check_order(items[::-1])
+
+
+# --- plans and launches ---------------------------------------------------------------------------
+
+
+class Counted:
+    """A kernel that counts its launches."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel, self.launches = kernel, 0
+
+    def __getitem__(self, grid: Any) -> Any:
+        self.launches += 1
+        return self.kernel[grid]
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "clip", "expected"),
+    [
+        ([torch.float32], None, 1),
+        ([torch.float32], 1.0, 1),
+        ([torch.float32, torch.float16], 1.0, 3),
+    ],
+    ids=["one", "clip", "two-clip"],
+)
+def test_one_launch_a_step_and_pair(
+    dtypes: list[torch.dtype], clip: float | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counted(triton_plan.layerwise_step)
+    monkeypatch.setattr(triton_plan, "layerwise_step", counted)
+    params = [t for dtype in dtypes for t in random_tensors((300, 64, 5), 0, dtype)]
+    grads = [t for dtype in dtypes for t in random_tensors((300, 64, 5), 1, dtype)]
+    half = len(params) // 2
+    groups = [
+        {"params": list(range(half)), "lr": 0.1, "max_grad_norm": clip},
+        {"params": list(range(half, len(params))), **TRUST, "max_grad_norm": clip},
+    ]
+    call = moved(make_call("sgd", params, grads, *groups), DEVICE)
+    plan = TritonPlan("sgd")
+    for step in range(1, 3):
+        call.take(plan.step)
+        assert counted.launches == step * expected
+    assert plan.builds == 1
+
+
+def test_words_travel_only_when_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[int] = []
+    pinned = triton_plan._pinned
+    plan = TritonPlan("sgd")
+    call = moved(make_call("sgd", random_tensors((9,), 0), random_tensors((9,), 1), TRUST), DEVICE)
+    call.take(plan.step)
+
+    def counted(*args: Any) -> Tensor:
+        copies.append(1)
+        tensor: Tensor = pinned(*args)
+        return tensor
+
+    monkeypatch.setattr(triton_plan, "_pinned", counted)
+    call.take(plan.step)
+    assert not copies
+    call.grads = [grad.clone() for grad in call.grads]
+    call.take(plan.step)
+    assert len(copies) == 1
+    call.groups[0]["lr"] = 0.01
+    call.take(plan.step)
+    assert len(copies) == 2
+    assert plan.builds == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["nesterov", "Adam-all", "RMSprop-all", "LARS", "LAMB", "adabound"]
+)
+def test_optimizers_step_through_it(name: str) -> None:
+    if DEVICE == "cuda":
+        pytest.skip("tests/test_triton_gpu.py steps optimizers there")
+    optimizer, params = make(name)
+    optimizer._stepper = make_stepper(optimizer.rule, "triton")
+    for seed in (1, 2, 3):
+        give_gradients(params, seed)
+        judged_optimizer_step(optimizer)
+    assert name in SETUPS
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def fake(tensor: Tensor) -> Tensor:
+    with FakeTensorMode() as mode:
+        return mode.from_tensor(tensor)
+
+
+class Wrapper(Tensor):
+    """A subclass whose memory is not its own, as a DTensor's."""
+
+
+REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], type[Exception], str]] = {
+    "meta": (lambda t: t.to("meta"), RuntimeError, "is on meta, but this step takes place on"),
+    "fake": (fake, TypeError, "is a FakeTensor"),
+    "subclass": (lambda t: t.as_subclass(Wrapper), TypeError, "is a Wrapper"),
+    "integers": (lambda t: t.int(), TypeError, "has dtype torch.int32"),
+    "strided": (lambda t: t.repeat(1, 2)[:, ::2], RuntimeError, "gaps|has stride"),
+    "transposed": (lambda t: t.t().contiguous().t(), RuntimeError, "has stride"),
+}
+
+
+@pytest.mark.parametrize("what", ["params", "grads", "momentum_buffer"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_kernel_serves_is_refused_by_name(name: str, what: str) -> None:
+    spoil, error, match = REFUSED[name]
+    shapes: Any = [(3, 4), (5, 6)]
+    call = make_call("sgd", random_tensors(shapes, 0), random_tensors(shapes, 1), {"momentum": 0.9})
+    call = moved(call, DEVICE)
+    column: Any = {"params": call.params, "grads": call.grads}.get(what) or call.states[what]
+    sound, column[1] = column[1], spoil(column[1])
+    names = {"params": r"params\[1\]", "grads": r"the gradient of params\[1\]"}
+    named = names.get(what, rf"state '{what}' of params\[1\]")
+    if name == "transposed" and what == "params":
+        named = r"the gradient of params\[1\]"  # dense itself, but of another layout
+    plan = TritonPlan("sgd")
+    others = [call.params[0], call.states["momentum_buffer"][0], call.grads[0], sound]
+    written = unchanged([tensor for tensor in others if tensor is not None])
+    with written, pytest.raises(error, match=f"^{named} .*{match}"):
+        plan.step(call.params, call.grads, call.states, call.steps, call.groups)
+
+
+def test_dense_layouts_of_any_order_are_served() -> None:
+    (weight,), (grad,) = random_tensors(((3, 4, 5, 6),), 0), random_tensors(((3, 4, 5, 6),), 1)
+    last = torch.channels_last
+    call = make_call(
+        "adam", [weight.to(memory_format=last)], [grad.to(memory_format=last)], TRUST, taken=1
+    )
+    judged(call, TritonPlan("adam"))
+
+
+def test_an_unavailable_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_plan, "interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="'triton' is not available: torch sees no GPU"):
+        make_stepper("sgd", "triton")
+    assert "torch sees no GPU" in (date_kernels.info().backends["triton"] or "")
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="triton is not installed"):
+        make_stepper("sgd", "triton")

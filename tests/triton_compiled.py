@@ -1,0 +1,148 @@
+"""Compiles the Triton engine ahead of time, for GPUs that need not be there, and prints a table.
+
+As a program, and without TRITON_INTERPRET: where that is set there is nothing to compile.
+
+    python triton_compiled.py [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from date_kernels import RULES
+from date_kernels.triton_engine import layerwise_step
+from date_kernels.triton_plan import REGISTERS, WARPS, tile_of, triton_type
+from date_kernels.triton_rules import TRITON_RULES
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+F32, F64, B16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+PAIRS = ((F32, F32), (F64, F64), (B16, B16), (B16, F32), (F16, F16), (F16, F32))
+
+POINTERS = {
+    "items": "*i32",
+    "layers": "*i64",
+    "words": "*i64",
+    "values": "*fp64",
+    "gradients": "*i64",
+    "slots": "*fp64",
+    "reports": "*fp64",
+    "verdict": "*fp64",
+    "arrived": "*i32",
+    "published": "*i32",
+    "clock": "*i32",
+}
+
+Case = tuple[str, int, tuple[torch.dtype, torch.dtype] | None, str]
+
+
+def cases() -> list[Case]:
+    """Every rule with all of its states and with its first variant's, over all pairs and targets."""
+    of_rules: list[tuple[str, int]] = []
+    for name, rule in RULES.items():
+        for variant in rule.variants.values():
+            used = rule.used(rule.complete({"lr": 1.0, **variant}))
+            uses = sum(1 << bit for bit, key in enumerate(rule.states) if key in used)
+            of_rules.append((name, uses))
+    every: list[Case] = []
+    for name in RULES:
+        distinct = sorted({uses for rule, uses in of_rules if rule == name})
+        for target in TARGETS:
+            every += [(name, uses, PAIRS[0], target) for uses in distinct]
+            every += [(name, distinct[-1], pair, target) for pair in PAIRS[1:]]
+    return [*every, *(("sgd", 0, None, target) for target in TARGETS)]
+
+
+def compiled(case: Case) -> dict[str, Any]:
+    """Compile a case and read what it takes off its artifacts."""
+    name, uses, pair, target = case
+    functions = TRITON_RULES[name]
+    w, g = (None, None) if pair is None else map(triton_type, pair)
+    constants = {
+        "PREPARE": functions.prepare,
+        "DIRECTION": functions.direction,
+        "CONCLUDE": functions.conclude,
+        "USES": uses,
+        "W": w,
+        "G": g,
+        "T": tl.float64 if w == tl.float64 else tl.float32,
+        "TILE": tile_of(uses),
+    }
+    parameters = [parameter.name for parameter in layerwise_step.params]
+    signature = {key: POINTERS.get(key, "i32") for key in parameters}
+    signature |= dict.fromkeys(constants, "constexpr")
+    aligned = {(parameters.index(key),): [["tt.divisibility", 16]] for key in POINTERS}
+    options: dict[str, Any] = {"num_warps": WARPS, "enable_fp_fusion": False}
+    if TARGETS[target].backend == "cuda":
+        options["maxnreg"] = REGISTERS
+    source = ASTSource(layerwise_step, signature, constants, aligned)
+    kernel = triton.compile(source, target=TARGETS[target], options=options)
+    row: dict[str, Any] = {
+        "rule": name,
+        "uses": uses,
+        "pair": "scan" if pair is None else "/".join(str(x).removeprefix("torch.") for x in pair),
+        "target": target,
+    }
+    return row | (of_ptx(kernel) if "ptx" in kernel.asm else {})
+
+
+def of_ptx(kernel: Any) -> dict[str, Any]:
+    """Registers and spills of a cubin; wide and narrow accesses that carry the engine's hints."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        command = [str(tool), "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
+    ptx = kernel.asm["ptx"]
+
+    def count(pattern: str) -> int:
+        return len(re.findall(pattern, ptx))
+
+    return {
+        "registers": int(found["REG"]),
+        "spilled_bytes": int(found["STACK"]) + int(found["LOCAL"]),
+        "wide_loads": count(r"ld\.global\S*\.v4\.b32"),
+        "wide_stores": count(r"st\.global\S*\.v4\.b32"),
+        "local": count(r"\b(?:ld|st)\.local"),
+        "fused": count(r"\bfma\.rn\.f32"),
+    }
+
+
+def main() -> None:
+    """Compile all cases on all cores."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        rows = list(pool.map(compiled, cases(), chunksize=4))
+    columns = ("registers", "spilled_bytes", "wide_loads", "wide_stores", "local", "fused")
+    print(f"{'rule':9} uses {'pair':18} {'target':7}", *(f"{name:>13}" for name in columns))
+    for row in rows:
+        values = (f"{row.get(name, '-'):>13}" for name in columns)
+        print(f"{row['rule']:9} {row['uses']:4} {row['pair']:18} {row['target']:7}", *values)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
