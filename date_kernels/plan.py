@@ -38,6 +38,7 @@ from .rules import (
     Rule,
     check_common,
     check_group,
+    check_rate,
     hyper_row,
     is_measured,
     needs_step,
@@ -55,6 +56,9 @@ CHUNK = 65_536
 costs scheduling, more stalls at the end of each layer. A power-of-two number of leaves, so that no
 leaf is cut."""
 
+
+Options: TypeAlias = "list[tuple[Any, ...]]"
+"""The values of each group's options, in the order of `Rule.keys`."""
 
 Rows: TypeAlias = "tuple[NDArray[np.float64], NDArray[np.float64]]"
 """Hyper-parameters and trust ratios, a row for each distinct (options, step) of the layers."""
@@ -114,7 +118,7 @@ class Plan:
         self._order = order
         self._native = native.module()
         self._target, _ = native.find_target(target)
-        self._options: list[tuple[Any, ...]] | None = None
+        self._options: Options | None = None
         self._signature: tuple[Any, ...] | None = None
         self._built: _Built | None = None
 
@@ -135,7 +139,8 @@ class Plan:
         groups = [self.rule.complete(group) for group in groups]
         options = [self.rule.values(group) for group in groups]
         if options != self._options:
-            check_groups(self.rule, groups)
+            rates_alone = differ_in_rates_alone(options, self._options)
+            check_groups(self.rule, groups, rates_alone=rates_alone)
         call = Call(params, grads, states, steps, groups)
         built = self._fitting(call, found_inf is not None, name_of)
         self._options = options
@@ -297,8 +302,16 @@ def find_rule(name: str) -> Rule:
     return RULES[name]
 
 
-def check_groups(rule: Rule, groups: Sequence[Group]) -> None:
+def check_groups(rule: Rule, groups: Sequence[Group], *, rates_alone: bool = False) -> None:
     """Check each group, and that all agree where one decision serves the whole step.
+
+    Parameters
+    ----------
+    rule : Rule
+    groups : sequence of mapping
+        Complete.
+    rates_alone : bool
+        Whether all but the learning rates has been checked before.
 
     Raises
     ------
@@ -307,10 +320,16 @@ def check_groups(rule: Rule, groups: Sequence[Group]) -> None:
     """
     for index, group in enumerate(groups):
         try:
-            check_group(rule, group)
+            check_rate(group) if rates_alone else check_group(rule, group)
         except ValueError as error:
             raise ValueError(f"param group {index}: {error}") from None
-    check_common(groups)
+    if not rates_alone:
+        check_common(groups)
+
+
+def differ_in_rates_alone(options: Options, before: Options | None) -> bool:
+    """Whether the options of all groups, of which the learning rate is the first, are as before."""
+    return before is not None and [each[1:] for each in options] == [each[1:] for each in before]
 
 
 def check_scale(grad_scale: Tensor | float | None) -> float:

@@ -132,6 +132,12 @@ def _plain(value: Any, key: str) -> Any:
         raise ValueError(f"Invalid {key} value: {value}; {key} must be one number") from None
 
 
+def check_rate(group: Group) -> None:
+    """Refuse a learning rate below 0; one on a device is the device's own."""
+    if not isinstance(group["lr"], DeviceNumber):
+        finite(group, "lr", what="learning rate")
+
+
 def check_group(rule: Rule, group: Group) -> None:
     """Refuse options out of their range or at odds with each other.
 
@@ -146,8 +152,7 @@ def check_group(rule: Rule, group: Group) -> None:
     ValueError
         It names the option, shows what came and says what to do.
     """
-    if not isinstance(group["lr"], DeviceNumber):  # its value is the device's own
-        finite(group, "lr", what="learning rate")
+    check_rate(group)
     finite(group, "weight_decay")
     for key in group:
         if key.startswith("trust_") and key not in COMMON_OPTIONS:

@@ -29,7 +29,14 @@ from torch import Tensor
 from .items import LEAF, build_items, check_order
 from .layers import HALF, MASTER, Call, States, check_layers, check_layout, states_of
 from .options import DeviceNumber, Group
-from .plan import check_groups, check_scale, find_rule, structure_of
+from .plan import (
+    Options,
+    check_groups,
+    check_scale,
+    differ_in_rates_alone,
+    find_rule,
+    structure_of,
+)
 from .reference import Telemetry
 from .rules import hyper_constants, is_measured, trust_constants
 from .triton_engine import (
@@ -44,7 +51,7 @@ from .triton_engine import (
     REPORT,
     layerwise_step,
 )
-from .triton_rules import TRITON_RULES
+from .triton_rules import TRITON_RULES, TritonRule
 from .watch import Watch
 
 # Measured on an H100 (us, cold: LARS and LAMB on ResNet-50's shapes, then BERT-large's).
@@ -156,7 +163,7 @@ class TritonPlan:
         self._chunk = chunk
         self._lag = lag
         self._order = order
-        self._options: list[tuple[Any, ...]] | None = None
+        self._options: Options | None = None
         self._signature: tuple[Any, ...] | None = None
         self._built: _Built | None = None
         self._captured: list[Any] = []
@@ -177,7 +184,8 @@ class TritonPlan:
         groups = [self.rule.complete(group, rate_on_device=True) for group in groups]
         options = [self.rule.values(group) for group in groups]
         if options != self._options:
-            check_groups(self.rule, groups)
+            rates_alone = differ_in_rates_alone(options, self._options)
+            check_groups(self.rule, groups, rates_alone=rates_alone)
         call = Call(params, grads, states, steps, groups)
         built = self._fitting(call, found_inf is not None, name_of)
         self._options = options
@@ -414,7 +422,7 @@ class TritonPlan:
             "W": w,
             "G": g,
             "T": tl.float64 if w == tl.float64 else tl.float32,
-            "TILE": tile_of(built.uses),
+            "TILE": tile_of(functions, launch.pair),
         }
         if interpreted():
             layerwise_step[(2,)](*args, **constants)
@@ -424,13 +432,18 @@ class TritonPlan:
         layerwise_step[(programs,)](*args, **constants, **compile_options())
 
 
-def tile_of(uses: int) -> int:
-    """Elements that a program holds at a time, by the states it holds with them.
+def tile_of(functions: TritonRule, pair: Pair | None) -> int:
+    """Elements that a program holds at a time.
 
-    A leaf with one state: LARS 233 instead of 252 on ResNet-50, 3054 instead of 3269 on BERT-large.
-    With two it would spill.
+    A leaf of float32 where the rule's registers suffice: LARS 233 us instead of 252 on ResNet-50,
+    3054 instead of 3269 on BERT-large; other rules would spill. 16-bit values take registers to
+    convert, and float64 twice as many.
     """
-    return LEAF if uses.bit_count() <= 1 else LEAF // 2
+    if pair is None or pair[0] in HALF:
+        return LEAF // 2
+    if pair[0] == torch.float64:
+        return LEAF // 4
+    return LEAF if functions.light else LEAF // 2
 
 
 def triton_type(dtype: torch.dtype) -> tl.dtype:

@@ -213,17 +213,31 @@ def lion_direction(d, s0, s1, s2, inside, numbers):
 
 @dataclass(frozen=True)
 class TritonRule:
-    """A rule's functions, and the fields of its row that ``prepare`` reads, in order."""
+    """A rule's functions, and what goes with them.
+
+    Attributes
+    ----------
+    fields : tuple of str
+        What ``prepare`` reads of a row, in order.
+    prepare, direction, conclude : jit functions
+    light : bool
+        Whether a thread's registers hold 16 elements of weights, gradient and states at once.
+    """
 
     fields: tuple[str, ...]
     prepare: Any
     direction: Any
     conclude: Any = no_conclusion
+    light: bool = False
 
 
 TRITON_RULES: Mapping[str, TritonRule] = {
     "sgd": TritonRule(
-        ("momentum", "one_minus_dampening", "nesterov"), sgd_prepare, sgd_direction, sgd_conclude
+        ("momentum", "one_minus_dampening", "nesterov"),
+        sgd_prepare,
+        sgd_direction,
+        sgd_conclude,
+        light=True,
     ),
     "rmsprop": TritonRule(
         ("alpha", "one_minus_alpha", "eps_inside", "eps_outside", "momentum", "centered"),
@@ -231,7 +245,7 @@ TRITON_RULES: Mapping[str, TritonRule] = {
         rmsprop_direction,
         rmsprop_conclude,
     ),
-    "adagrad": TritonRule(("eps",), adagrad_prepare, adagrad_direction),
+    "adagrad": TritonRule(("eps",), adagrad_prepare, adagrad_direction, light=True),
     "adam": TritonRule(
         (
             "beta1",
@@ -248,7 +262,10 @@ TRITON_RULES: Mapping[str, TritonRule] = {
     ),
     "adadelta": TritonRule(("rho", "one_minus_rho", "eps"), adadelta_prepare, adadelta_direction),
     "lion": TritonRule(
-        ("beta1", "one_minus_beta1", "beta2", "one_minus_beta2"), lion_prepare, lion_direction
+        ("beta1", "one_minus_beta1", "beta2", "one_minus_beta2"),
+        lion_prepare,
+        lion_direction,
+        light=True,
     ),
 }
 """By the names of `date_kernels.rules.RULES`."""

@@ -8,9 +8,12 @@ tests or bench; either package -> torch's private names.
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -360,3 +363,50 @@ def test_what_all_devices_share(name: str, allowed: set[str]) -> None:
     reached = included_by(CSRC / name)
     assert relative(reached) <= {name, *allowed}
     assert all(is_standard_cpp(header) for path in reached for header in system_includes(path))
+
+
+# --- imports --------------------------------------------------------------------------------------
+
+
+def run(code: str, *paths: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_import_neither_loads_triton_nor_starts_a_gpu() -> None:
+    run("""
+        import sys, torch
+        before = "triton" in sys.modules
+        import date_kernels, date_optim
+        assert ("triton" in sys.modules) == before
+        assert not torch.cuda.is_initialized()
+    """)
+
+
+def test_the_kernels_alone_are_complete_under_any_name(tmp_path: Path) -> None:
+    """Without the compiled module, twice in one process, as a hub of kernels loads them."""
+    for name in ("first", "second"):
+        ignored = shutil.ignore_patterns("_native*", "__pycache__")
+        shutil.copytree(PACKAGES["date_kernels"], tmp_path / name, ignore=ignored)
+    run(
+        """
+        import os
+        import torch, first, second
+        assert first.RULES is not second.RULES
+        for package in (first, second):
+            assert "missing" in package.info().backends["cpu"]
+            for backend in ("reference", "triton"):
+                if package.info().backends[backend] is not None:
+                    continue
+                w, g = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
+                if torch.cuda.is_available() and backend == "triton":
+                    w, g = w.cuda(), g.cuda()
+                group = {"params": [0], "lr": 0.1, "trust": True, "trust_upper": 1.0}
+                found = package.step("sgd", [w], [g], {}, [None], [group], backend=backend)
+                assert found.raw_ratio.tolist() == [2.5]
+                assert w.tolist() == [3.0, torch.tensor(3.8).item()], backend
+        """,
+        tmp_path,
+    )

@@ -55,7 +55,7 @@ Case = tuple[str, int, tuple[torch.dtype, torch.dtype] | None, str]
 
 
 def cases() -> list[Case]:
-    """Every rule with all of its states and with its first variant's, over all pairs and targets."""
+    """Every rule with each set of states that its variants use, over all pairs and targets."""
     of_rules: list[tuple[str, int]] = []
     for name, rule in RULES.items():
         for variant in rule.variants.values():
@@ -84,7 +84,7 @@ def compiled(case: Case) -> dict[str, Any]:
         "W": w,
         "G": g,
         "T": tl.float64 if w == tl.float64 else tl.float32,
-        "TILE": tile_of(uses),
+        "TILE": tile_of(functions, pair),
     }
     parameters = [parameter.name for parameter in layerwise_step.params]
     signature = {key: POINTERS.get(key, "i32") for key in parameters}
@@ -98,6 +98,7 @@ def compiled(case: Case) -> dict[str, Any]:
     row: dict[str, Any] = {
         "rule": name,
         "uses": uses,
+        "tile": constants["TILE"],
         "pair": "scan" if pair is None else "/".join(str(x).removeprefix("torch.") for x in pair),
         "target": target,
     }
@@ -136,10 +137,13 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         rows = list(pool.map(compiled, cases(), chunksize=4))
     columns = ("registers", "spilled_bytes", "wide_loads", "wide_stores", "local", "fused")
-    print(f"{'rule':9} uses {'pair':18} {'target':7}", *(f"{name:>13}" for name in columns))
+    print(f"{'rule':9} uses tile {'pair':18} {'target':7}", *(f"{name:>13}" for name in columns))
     for row in rows:
         values = (f"{row.get(name, '-'):>13}" for name in columns)
-        print(f"{row['rule']:9} {row['uses']:4} {row['pair']:18} {row['target']:7}", *values)
+        print(
+            f"{row['rule']:9} {row['uses']:4} {row['tile']:4} {row['pair']:18} {row['target']:7}",
+            *values,
+        )
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows))
 
