@@ -13,7 +13,7 @@ python3 -m pip install --quiet --no-deps --no-build-isolation --no-index --targe
 parallel=()
 python3 -c 'import xdist' 2>/dev/null && parallel=(-n 8) # kernels compile on all cores
 failed=0
-timeout 240 python3 -m pytest -q -p no:cacheprovider "${parallel[@]}" \
+timeout 240 python3 -m pytest -q -p no:cacheprovider -p no:benchmark "${parallel[@]}" \
   tests/test_triton_gpu.py tests/test_triton.py 2>&1 | tee "$out/tests.txt" || failed=1
 for tool in memcheck initcheck synccheck; do
   timeout 40 compute-sanitizer --tool "$tool" --error-exitcode 1 python3 bench/short_run.py \
