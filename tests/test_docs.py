@@ -67,3 +67,17 @@ def test_the_readmes_table_is_the_committed_runs() -> None:
     gaps = [f"{gap:.1f}" for gap in document["unbounded_behind_both"]]
     assert f"falls {', '.join(gaps[:-1])} and {gaps[-1]} points behind" in README
     assert document["commit"][:7] in README
+
+
+def test_the_readmes_gpu_table_is_the_results() -> None:
+    columns = [("momentum", name) for name in ("torch fused", "ours", "ours, LARS")]
+    columns += [("adam", name) for name in ("torch fused", "ours", "ours, LAMB")]
+    expected: list[tuple[str, ...]] = []
+    for path in sorted((ROOT / "bench/results").glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        times = {(x["model"], x["rule"], x["contestant"]): x["us_p50"] for x in result["rows"]}
+        for model in ("resnet50", "bert-large", "llama-1b"):
+            cells = (f"{times[(model, *column)]:.0f}" for column in columns)
+            expected.append((result["device"], model, *cells))
+    number = r" (\d+) \|"
+    assert expected == re.findall(rf"^\| (NVIDIA [^|]+) \| (\S+) \|{6 * number}$", README, re.M)

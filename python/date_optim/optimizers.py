@@ -57,7 +57,7 @@ class SGD(LayerwiseOptimizer):
     Parameters
     ----------
     params : iterable
-        Tensors on the CPU, (name, tensor) pairs, or dicts of a param group.
+        Tensors, (name, tensor) pairs, or dicts of a param group.
     lr : float or one-element Tensor
         Learning rate, at least 0.
     momentum : float
@@ -72,7 +72,9 @@ class SGD(LayerwiseOptimizer):
         Ascend.
     foreach, fused : bool, optional
         Accepted as torch does; the step is always one native call.
-    capturable, differentiable : bool
+    capturable : bool
+        Allow a CUDA graph to capture steps; refused on the CPU.
+    differentiable : bool
         Refused where true.
     **layerwise
         ``trust=``, ``exclude=`` and others: Note [Layer-wise arguments] in `date_optim.optimizers`.
@@ -141,7 +143,7 @@ class RMSprop(LayerwiseOptimizer):
     Parameters
     ----------
     params : iterable
-        Tensors on the CPU, (name, tensor) pairs, or dicts of a param group.
+        Tensors, (name, tensor) pairs, or dicts of a param group.
     lr : float or one-element Tensor
         Learning rate, at least 0.
     alpha : float
@@ -154,7 +156,9 @@ class RMSprop(LayerwiseOptimizer):
         At least 0.
     centered : bool
         Divide by the root of the gradient's variance.
-    capturable, differentiable : bool
+    capturable : bool
+        Allow a CUDA graph to capture steps; refused on the CPU.
+    differentiable : bool
         Refused where true.
     foreach, fused : bool, optional
         Accepted as torch does; the step is always one native call.
@@ -226,7 +230,7 @@ class Adagrad(LayerwiseOptimizer):
     Parameters
     ----------
     params : iterable
-        Tensors on the CPU, (name, tensor) pairs, or dicts of a param group.
+        Tensors, (name, tensor) pairs, or dicts of a param group.
     lr : float or one-element Tensor
         Learning rate, at least 0.
     lr_decay : float
@@ -241,7 +245,9 @@ class Adagrad(LayerwiseOptimizer):
         Ascend.
     foreach, fused : bool, optional
         Accepted as torch does; the step is always one native call.
-    capturable, differentiable : bool
+    capturable : bool
+        Allow a CUDA graph to capture steps; refused on the CPU.
+    differentiable : bool
         Refused where true.
     **layerwise
         ``trust=``, ``exclude=`` and others: Note [Layer-wise arguments] in `date_optim.optimizers`.
@@ -299,7 +305,7 @@ class Adam(LayerwiseOptimizer):
     Parameters
     ----------
     params : iterable
-        Tensors on the CPU, (name, tensor) pairs, or dicts of a param group.
+        Tensors, (name, tensor) pairs, or dicts of a param group.
     lr : float or one-element Tensor
         Learning rate, at least 0.
     betas : (float, float)
@@ -319,7 +325,9 @@ class Adam(LayerwiseOptimizer):
         rule is the LAMB of ALBERT.
     foreach, fused : bool, optional
         Accepted as torch does; the step is always one native call.
-    capturable, differentiable : bool
+    capturable : bool
+        Allow a CUDA graph to capture steps; refused on the CPU.
+    differentiable : bool
         Refused where true.
     **layerwise
         ``trust=``, ``exclude=`` and others: Note [Layer-wise arguments] in `date_optim.optimizers`.
@@ -473,7 +481,7 @@ class Adadelta(LayerwiseOptimizer):
     Parameters
     ----------
     params : iterable
-        Tensors on the CPU, (name, tensor) pairs, or dicts of a param group.
+        Tensors, (name, tensor) pairs, or dicts of a param group.
     lr : float or one-element Tensor
         Learning rate, at least 0.
     rho : float
@@ -486,7 +494,9 @@ class Adadelta(LayerwiseOptimizer):
         Ascend.
     foreach, fused : bool, optional
         Accepted as torch does; the step is always one native call.
-    capturable, differentiable : bool
+    capturable : bool
+        Allow a CUDA graph to capture steps; refused on the CPU.
+    differentiable : bool
         Refused where true.
     **layerwise
         ``trust=``, ``exclude=`` and others: Note [Layer-wise arguments] in `date_optim.optimizers`.
@@ -542,7 +552,7 @@ class Lion(LayerwiseOptimizer):
     Parameters
     ----------
     params : iterable
-        Tensors on the CPU, (name, tensor) pairs, or dicts of a param group.
+        Tensors, (name, tensor) pairs, or dicts of a param group.
     lr : float or one-element Tensor
         Learning rate, at least 0.
     betas : (float, float)
@@ -553,7 +563,9 @@ class Lion(LayerwiseOptimizer):
         Ascend.
     foreach, fused : bool, optional
         Accepted as torch does; the step is always one native call.
-    capturable, differentiable : bool
+    capturable : bool
+        Allow a CUDA graph to capture steps; refused on the CPU.
+    differentiable : bool
         Refused where true.
     **layerwise
         ``trust=``, ``exclude=`` and others: Note [Layer-wise arguments] in `date_optim.optimizers`.
