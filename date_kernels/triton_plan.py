@@ -196,7 +196,12 @@ class TritonPlan:
         if scale_tensor is None:
             scale = check_scale(scale)
         found_address, found, found_tensor = _number(found_inf, device, 0.0)
-        words = self._words(built, call, (scale_address, found_address), (scale, found))
+        gradients = [grads[i].data_ptr() for i in built.order]
+        if 0 in gradients:  # an empty layer, or a gradient that has lost its memory
+            check_layers(self.rule, call, name_of, device)
+        words = self._words(
+            built, call.groups, gradients, (scale_address, found_address), (scale, found)
+        )
         with _on(device):
             self._upload(built, words)
             for launch in built.launches:
@@ -341,19 +346,24 @@ class TritonPlan:
         return _upload(table, device)
 
     def _words(
-        self, built: _Built, call: Call, addresses: tuple[int, int], numbers: tuple[float, float]
+        self,
+        built: _Built,
+        groups: Sequence[Group],
+        gradients: list[int],
+        addresses: tuple[int, int],
+        numbers: tuple[float, float],
     ) -> NDArray[np.int64]:
         """What may change from step to step, as the device reads it."""
         words = np.zeros(built.words.numel(), dtype=np.int64)
         values = words.view(np.float64)
         words[0:2] = addresses
         values[2:4] = numbers
-        values[4] = call.groups[0]["max_grad_norm"] if built.clips else math.inf
+        values[4] = groups[0]["max_grad_norm"] if built.clips else math.inf
         words[5] = built.skips
         values[6] = 1.0
         width = COMMON.value + len(self._functions.fields)
         for index, (number, excluded) in enumerate(built.layer_options):
-            group = call.groups[number]
+            group = groups[number]
             hyper = hyper_constants(self.rule, group, excluded)
             common = {**hyper, **trust_constants(group, excluded), "lr_address": 0.0}
             begin = HEADER.value + index * width
@@ -367,7 +377,6 @@ class TritonPlan:
             ]
             if on_device:
                 words[begin + LR_ADDRESS.value] = lr.address
-        gradients = [call.grads[i].data_ptr() for i in built.order]
         words[len(words) - len(gradients) :] = gradients
         return words
 

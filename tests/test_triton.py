@@ -464,6 +464,17 @@ def test_what_no_kernel_serves_is_refused_by_name(name: str, what: str) -> None:
         plan.step(call.params, call.grads, call.states, call.steps, call.groups)
 
 
+def test_a_gradient_that_has_lost_its_memory_is_refused() -> None:
+    call = make_call("sgd", random_tensors((9, 5), 0), random_tensors((9, 5), 1), {"momentum": 0.9})
+    call, plan = moved(call, DEVICE), TritonPlan("sgd")
+    call.take(plan.step)
+    call.grads[1] = torch.empty(5, device=DEVICE)
+    call.grads[1].untyped_storage().resize_(0)
+    written = unchanged(call.written())
+    with written, pytest.raises(RuntimeError, match=r"gradient of params\[1\] has no memory"):
+        plan.step(call.params, call.grads, call.states, call.steps, call.groups)
+
+
 def test_dense_layouts_of_any_order_are_served() -> None:
     (weight,), (grad,) = random_tensors(((3, 4, 5, 6),), 0), random_tensors(((3, 4, 5, 6),), 1)
     last = torch.channels_last

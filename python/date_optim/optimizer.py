@@ -190,10 +190,12 @@ class LayerwiseOptimizer(Optimizer):
             for key, value in self.defaults.items():
                 if key != "exclude":
                     group.setdefault(key, value)
-        for values in self.state.values():
+        for param, values in self.state.items():
             step = values.get("step")
             if step is not None and not (isinstance(step, Tensor) and step.dtype == torch.float32):
-                values["step"] = torch.tensor(float(step), dtype=torch.float32)
+                values["step"] = torch.full(
+                    (), float(step), dtype=torch.float32, device=param.device
+                )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this optimizer or of its torch.optim twin.
