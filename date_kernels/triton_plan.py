@@ -26,8 +26,18 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .items import LEAF, build_items, check_order
-from .layers import HALF, MASTER, Call, States, check_layers, check_layout, states_of
+from .items import LEAF, Kind, build_items, check_order
+from .layers import (
+    CPU,
+    HALF,
+    MASTER,
+    Call,
+    States,
+    check_layers,
+    check_layout,
+    name_in,
+    states_of,
+)
 from .options import DeviceNumber, Group
 from .plan import (
     Options,
@@ -43,12 +53,28 @@ from .triton_engine import (
     CLOCK,
     COMMON,
     COMMON_FIELDS,
+    FOUND,
+    FOUND_ADDRESS,
+    GRADIENT_TYPE,
     HEADER,
     ITEM,
     LAYER,
     LINE,
     LR_ADDRESS,
+    MAX_NORM,
+    MEASURES,
+    ONE,
+    OPTIONS,
     REPORT,
+    ROUNDED,
+    SCALE,
+    SCALE_ADDRESS,
+    SIZE,
+    SKIPS,
+    SLOT,
+    STATES,
+    STEP,
+    WEIGHTS,
     layerwise_step,
 )
 from .triton_rules import TRITON_RULES, TritonRule
@@ -226,101 +252,42 @@ class TritonPlan:
     def _build(
         self, call: Call, found_inf_given: bool, name_of: Callable[[int], str] | None
     ) -> _Built:
-        device = call.params[0].device if call.params else torch.device("cpu")
+        device = call.params[0].device if call.params else CPU
+        if call.params and (device.type == "cuda") == interpreted():
+            where = "interprets kernels on the CPU" if interpreted() else "needs a GPU"
+            raise RuntimeError(
+                f"{name_in(name_of, 0)} is on {device}, but Triton {where}; move the parameters, "
+                "or let the backend follow them"
+            )
         of_layer = check_layers(self.rule, call, name_of, device)
         check_layout(self.rule, call, name_of)
-        params, grads, states, steps, groups = call
+        params, grads, _, _, groups = call
         pairs = [(p.dtype, g.dtype) for p, g in zip(params, grads, strict=True)]
         distinct = list(dict.fromkeys(pairs))
         order = sorted(range(len(params)), key=lambda i: distinct.index(pairs[i]))
         layer_options = list(dict.fromkeys(of_layer))
         written: list[Tensor] = []
-
-        def address(tensor: Tensor | None) -> int:
-            if tensor is None:
-                return 0
-            written.append(tensor)
-            return tensor.data_ptr()
-
-        table = np.zeros((len(params), LAYER.value), dtype=np.int64)
-        slots = 0
-        for at, i in enumerate(order):
-            param, group = params[i], groups[of_layer[i][0]]
-            used = states_of(self.rule, group, param)
-            own = address(param)
-            master = address(states[MASTER][i]) if MASTER in used else 0
-            half = param.dtype in HALF
-            state_addresses = [
-                address(states[key][i]) if key in used else 0 for key in self.rule.states
-            ]
-            table[at, :11] = (
-                master if half else own,
-                own if half else 0,
-                *state_addresses,
-                *[0] * (3 - len(state_addresses)),
-                address(steps[i]),
-                param.numel(),
-                slots,
-                -(-param.numel() // self._chunk),
-                layer_options.index(of_layer[i]),
-                TYPES.index(grads[i].dtype),
-            )
-            slots += -(-param.numel() // LEAF)
-
+        table = self._layers(call, of_layer, order, written)
+        table[:, OPTIONS.value] = [layer_options.index(of_layer[i]) for i in order]
+        sizes = table[:, SIZE.value]
+        leaves = -(-sizes // LEAF)
+        table[:, SLOT.value] = np.cumsum(leaves) - leaves
         clips = bool(groups) and groups[0]["max_grad_norm"] is not None
         skips = bool(groups) and groups[0]["on_nonfinite"] == "skip"
-        scan = clips or (skips and not found_inf_given)
-        sizes = [params[i].numel() for i in order]
         measured = [is_measured(groups[of_layer[i][0]], of_layer[i][1]) for i in order]
-        launches: list[_Launch] = []
-        if scan and len(distinct) > 1:
-            every = build_items(sizes, [False] * len(sizes), scan=True, chunk=self._chunk)
-            every = every[: len(every) // 2]
-            launches.append(_Launch(None, self._items(every, 0, device), len(every), False, 0, 0))
-        first = 0
-        for pair in distinct:
-            count = pairs.count(pair)
-            own_items = build_items(
-                sizes[first : first + count],
-                measured[first : first + count],
-                scan=scan and len(distinct) == 1,
-                chunk=self._chunk,
-                whole=min(self._chunk, LEAF),
-                lag=self._lag,
-            )
-            scans = int((own_items[:, 3] == 3).sum())
-            launches.append(
-                _Launch(
-                    pair,
-                    self._items(own_items, first, device),
-                    scans,
-                    scan and len(distinct) > 1,
-                    first,
-                    count,
-                )
-            )
-            first += count
-
+        scan = clips or (skips and not found_inf_given)
+        counts = [(pair, pairs.count(pair)) for pair in distinct]
         width = COMMON.value + len(self._functions.fields)
         n_words = HEADER.value + len(layer_options) * width + len(params)
-        reports = np.tile([math.nan, math.nan, math.nan, 1.0, 0.0, 0.0], (len(params), 1))
-        workspace = {
-            "slots": torch.empty(2 * slots, dtype=torch.float64, device=device),
-            "reports": _upload(reports, device),
-            "verdict": _upload(np.array([math.nan, 1.0, 0.0]), device),
-            "arrived": torch.zeros(len(params), dtype=torch.int32, device=device),
-            "published": torch.zeros(len(params), dtype=torch.int32, device=device),
-            "clock": torch.zeros(CLOCK.value * LINE.value, dtype=torch.int32, device=device),
-        }
         self.builds += 1
         return _Built(
             watch=Watch(call),
             layers=_upload(table, device),
-            launches=launches,
+            launches=self._launches(sizes.tolist(), measured, counts, scan, device),
             order=order,
             layer_options=layer_options,
             words=torch.empty(n_words, dtype=torch.int64, device=device),
-            workspace=workspace,
+            workspace=_workspace(len(params), int(leaves.sum()), device),
             written=written,
             uses=sum(
                 1 << bit
@@ -330,6 +297,69 @@ class TritonPlan:
             clips=clips,
             skips=found_inf_given or skips,
         )
+
+    def _layers(
+        self,
+        call: Call,
+        of_layer: list[tuple[int, bool]],
+        order: list[int],
+        written: list[Tensor],
+    ) -> NDArray[np.int64]:
+        """The table of layers, but for their options and slots; `written` collects tensors."""
+        params, grads, states, steps, groups = call
+
+        def address(tensor: Tensor | None) -> int:
+            if tensor is None:
+                return 0
+            written.append(tensor)
+            return tensor.data_ptr()
+
+        table = np.zeros((len(params), LAYER.value), dtype=np.int64)
+        for row, i in zip(table, order, strict=True):
+            param = params[i]
+            used = states_of(self.rule, groups[of_layer[i][0]], param)
+            master = address(states[MASTER][i]) if MASTER in used else 0
+            half = param.dtype in HALF
+            row[WEIGHTS.value] = master if half else address(param)
+            row[ROUNDED.value] = address(param) if half else 0
+            for at, key in enumerate(self.rule.states):
+                row[STATES.value + at] = address(states[key][i]) if key in used else 0
+            row[STEP.value] = address(steps[i])
+            row[SIZE.value] = param.numel()
+            row[MEASURES.value] = -(-param.numel() // self._chunk)
+            row[GRADIENT_TYPE.value] = TYPES.index(grads[i].dtype)
+        return table
+
+    def _launches(
+        self,
+        sizes: list[int],
+        measured: list[bool],
+        counts: list[tuple[Pair, int]],
+        scan: bool,
+        device: torch.device,
+    ) -> list[_Launch]:
+        """One launch for each pair; before several pairs one that scans them all."""
+        launches: list[_Launch] = []
+        apart = scan and len(counts) > 1
+        if apart:
+            every = build_items(sizes, [False] * len(sizes), scan=True, chunk=self._chunk)
+            scans = every[every[:, 3] == Kind.SCAN]
+            launches.append(_Launch(None, self._items(scans, 0, device), len(scans), False, 0, 0))
+        first = 0
+        for pair, count in counts:
+            items = build_items(
+                sizes[first : first + count],
+                measured[first : first + count],
+                scan=scan and not apart,
+                chunk=self._chunk,
+                whole=LEAF,
+                lag=self._lag,
+            )
+            n_scans = int((items[:, 3] == Kind.SCAN).sum())
+            table = self._items(items, first, device)
+            launches.append(_Launch(pair, table, n_scans, apart, first, count))
+            first += count
+        return launches
 
     def _items(self, items: NDArray[np.int64], first: int, device: torch.device) -> Tensor:
         if self._order is not None:
@@ -356,11 +386,11 @@ class TritonPlan:
         """What may change from step to step, as the device reads it."""
         words = np.zeros(built.words.numel(), dtype=np.int64)
         values = words.view(np.float64)
-        words[0:2] = addresses
-        values[2:4] = numbers
-        values[4] = groups[0]["max_grad_norm"] if built.clips else math.inf
-        words[5] = built.skips
-        values[6] = 1.0
+        words[SCALE_ADDRESS.value], words[FOUND_ADDRESS.value] = addresses
+        values[SCALE.value], values[FOUND.value] = numbers
+        values[MAX_NORM.value] = groups[0]["max_grad_norm"] if built.clips else math.inf
+        words[SKIPS.value] = built.skips
+        values[ONE.value] = 1.0
         width = COMMON.value + len(self._functions.fields)
         for index, (number, excluded) in enumerate(built.layer_options):
             group = groups[number]
@@ -487,6 +517,19 @@ def _pinned(array: NDArray[Any], device: torch.device) -> Tensor:
 
 def _upload(array: NDArray[Any], device: torch.device) -> Tensor:
     return _pinned(array, device).to(device, non_blocking=True, copy=True)
+
+
+def _workspace(n_layers: int, n_slots: int, device: torch.device) -> dict[str, Tensor]:
+    """What kernels keep between items, and from launch to launch."""
+    reports = np.tile([math.nan, math.nan, math.nan, 1.0, 0.0, 0.0], (n_layers, 1))
+    return {
+        "slots": torch.empty(2 * n_slots, dtype=torch.float64, device=device),
+        "reports": _upload(reports, device),
+        "verdict": _upload(np.array([math.nan, 1.0, 0.0]), device),
+        "arrived": torch.zeros(n_layers, dtype=torch.int32, device=device),
+        "published": torch.zeros(n_layers, dtype=torch.int32, device=device),
+        "clock": torch.zeros(CLOCK.value * LINE.value, dtype=torch.int32, device=device),
+    }
 
 
 @contextmanager

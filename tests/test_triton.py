@@ -464,6 +464,14 @@ def test_what_no_kernel_serves_is_refused_by_name(name: str, what: str) -> None:
         plan.step(call.params, call.grads, call.states, call.steps, call.groups)
 
 
+def test_parameters_where_no_kernel_runs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = moved(make_call("sgd", random_tensors((9,), 0), random_tensors((9,), 1), {}), DEVICE)
+    monkeypatch.setattr(triton_plan, "interpreted", lambda: DEVICE == "cuda")
+    written = unchanged(call.written())
+    with written, pytest.raises(RuntimeError, match=r"^params\[0\] is on .*, but Triton"):
+        TritonPlan("sgd").step(call.params, call.grads, call.states, call.steps, call.groups)
+
+
 def test_a_gradient_that_has_lost_its_memory_is_refused() -> None:
     call = make_call("sgd", random_tensors((9, 5), 0), random_tensors((9, 5), 1), {"momentum": 0.9})
     call, plan = moved(call, DEVICE), TritonPlan("sgd")
