@@ -1,7 +1,7 @@
 """The engine of ``csrc/engine.h`` as one persistent Triton kernel.
 
 A worker is a program. Programs claim items in list order from one ticket; every item waits only for
-items with smaller tickets, so any number of programs ends. `date_kernels.device_plan` makes the
+items with smaller tickets, so any number of programs ends. `date_kernels.triton_plan` makes the
 tables; their columns and words are named below.
 
 Note [Who sees what]. A program's scalar atomics and scalar stores are one thread's, its tiles are

@@ -19,6 +19,7 @@ import pytest
 import torch
 from engine_problem import PROBLEMS, Bits, Problem, Tensors, assert_same, take_steps
 from torch import Tensor
+from variants import FULL
 
 from date_kernels import Telemetry, info, native, reference
 from date_kernels.items import LEAF
@@ -134,13 +135,14 @@ def arrays(tensors: Sequence[Tensor | None]) -> list[Any]:
 # Parallel regions
 
 
+@pytest.mark.parametrize("name", FULL.values())
 @pytest.mark.parametrize("levels", [1, 2])
-def test_steps_inside_a_parallel_region(tmp_path: Path, levels: int) -> None:
+def test_steps_inside_a_parallel_region(tmp_path: Path, levels: int, name: str) -> None:
     """A nested region may get fewer threads than it asks for."""
     flags = ("-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-fopenmp")
     out(os.environ.get("CC", "gcc"), *flags, HERE / "native/nested.c", "-o", tmp_path / "nested.so")
     library = ctypes.CDLL(str(tmp_path / "nested.so"))
-    problem = Problem("rmsprop-centered-momentum-inside", "clip")
+    problem = Problem(name, "clip")
     inside: list[Bits] = []
 
     def step() -> None:
