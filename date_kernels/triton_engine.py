@@ -24,9 +24,6 @@ LEAF = tl.constexpr(4096)
 TAIL = tl.constexpr(512)
 """Elements at a time of tails, of tiny and of misaligned layers."""
 
-VECTOR = tl.constexpr(4)
-"""Neighbours that one thread adds up before others are asked."""
-
 SUMS = tl.constexpr(1024)
 """Slots that are added up at a time."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -41,7 +42,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from variants import FULL, VARIANTS
 
 import date_kernels
-from date_kernels import MASTER, Telemetry, dispatch, make_stepper
+from date_kernels import MASTER, Telemetry, dispatch, make_stepper, native
 from date_kernels.items import LEAF, Kind, build_items, check_order
 
 triton_plan: Any = pytest.importorskip("date_kernels.triton_plan")
@@ -339,6 +340,18 @@ def test_an_update_before_its_measures_is_refused() -> None:
     items = build_items([3 * LEAF], [True], scan=False, chunk=LEAF, whole=LEAF, lag=0)
     with pytest.raises(ValueError, match="behind its layer's MEASUREs"):
         check_order(items[::-1])
+
+
+def test_kernel_and_plan_count_alike() -> None:
+    engine: Any = importlib.import_module("date_kernels.triton_engine")
+    assert {kind.name: getattr(engine, kind.name).value for kind in Kind} == dict(Kind.__members__)
+    assert engine.LEAF.value == LEAF
+    report = ("weight_norm", "measured_norm", "raw_ratio", "ratio", "clamp", "skipped")
+    assert [getattr(engine, name.upper()).value for name in report] == [*range(len(report))]
+    assert engine.REPORT.value == len(report)
+    types = [str(dtype).removeprefix("torch.") for dtype in triton_plan.TYPES]
+    assert types == [*native.module().TYPES]
+    assert list(native.module().REPORT_FIELDS) == [*report]
 
 
 # --- plans and launches ---------------------------------------------------------------------------
