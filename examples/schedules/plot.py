@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +45,14 @@ BATCH_COLORS = ("#6BAED6", "#3182BD", "#08519C", "#FD8D3C", "#E6550D", "#A63603"
 """From small to large."""
 
 BASELINE: dict[str, Any] = {
-    "batch_size": 300,
-    "lr": 1.0,
-    "warmup_epochs": 10,
+    "batch_size": 30,
+    "lr": 0.1**0.5,
+    "warmup_epochs": 1,
     "epochs": 90,
     "samples": 90_000,
 }
-"""What the curves are drawn on: 90 epochs of 300 iterations, 10 of them warm-up, peak 1."""
+BATCH = 300
+"""What the curves are drawn on: 90 epochs of 300 iterations at this batch, 10 warm up to peak 1."""
 
 WARMUPS: dict[str, Any] = {
     "linear": "linear",
@@ -67,17 +69,22 @@ FALLING: dict[str, Decay] = {
     "Polynomial(0.5)": Polynomial(0.5),
     "Cosine()": Cosine(),
     "Constant()": Constant(),
+    "RollerCoaster(paper_printed=True)": RollerCoaster(paper_printed=True),
 }
 STEPPING: dict[str, Decay] = {
     "MultiStep([30, 60, 80])": MultiStep([30, 60, 80]),
     "MultiStep([40, 65], gamma=0.5)": MultiStep([40, 65], gamma=0.5),
     "Exponential(0.9, hold=20)": Exponential(0.9, hold=20),
+    "MultiStep([30, 60, 80], inclusive=False)": MultiStep([30, 60, 80], inclusive=False),
 }
 CYCLING: dict[str, Decay] = {
     "Cosine(period=20)": Cosine(period=20),
     "Cyclical(0.1, 20)": Cyclical(0.1, 20),
     "Cyclical(0.1, 20, from_peak=True)": Cyclical(0.1, 20, from_peak=True),
 }
+
+DASHED = ("RollerCoaster(paper_printed=True)", "MultiStep([30, 60, 80], inclusive=False)")
+"""The second lies on another line: it falls one iteration later."""
 
 LENET = Recipe(
     batch_size=1024, lr=1.25e-3, warmup_epochs=2, epochs=30, samples=60_000, iterations=1755
@@ -97,19 +104,21 @@ def draw_curves() -> Figure:
     )
     (warmups, falling), (stepping, cycling) = panels
     for (label, warmup), color in zip(WARMUPS.items(), COLORS, strict=False):
-        recipe = Recipe(**BASELINE, warmup=warmup, decay=Constant())
+        recipe = Recipe(**BASELINE, warmup=warmup, decay=Constant()).at(BATCH)
         draw_run(warmups, recipe, until=15, color=color, label=label)
     warmups.set(title="Warm-ups: Recipe(..., warmup=...)", xlim=(0, 15))
     for axes, decays in ((falling, FALLING), (stepping, STEPPING), (cycling, CYCLING)):
-        for (label, decay), color in zip(decays.items(), COLORS, strict=False):
-            draw_run(axes, Recipe(**BASELINE, decay=decay), color=color, label=label)
+        for (label, decay), color in zip(decays.items(), cycle(COLORS)):
+            recipe = Recipe(**BASELINE, decay=decay).at(BATCH)
+            style = "--" if label in DASHED else "-"
+            draw_run(axes, recipe, color=color, label=label, linestyle=style)
         axes.set(xlim=(0, BASELINE["epochs"]))
     falling.set(title="Decays: Recipe(..., decay=...)")
     stepping.set(title="Decays in steps")
     cycling.set(title="Cycles")
     for axes in panels.flat:
         axes.set(xlabel="epoch", ylim=(0, 1.05))
-        axes.axvline(BASELINE["warmup_epochs"], color="#000000", linewidth=0.8, linestyle=":")
+        axes.axvline(recipe.warmup_epochs, color="#000000", linewidth=0.8, linestyle=":")
         axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.14), ncols=2)  # none fits inside
     for axes in panels[:, 0]:
         axes.set_ylabel("learning rate / peak")
@@ -134,7 +143,7 @@ def draw_recipes() -> Figure:
         draw_run(polynomial, squared, color=color, label=label)
         draw_run(steps, stepped, color=color, label=label)
     start.set(
-        title="LEGW, ResNet-50: 391 iterations of warm-up at every batch size",
+        title="LEGW, ResNet-50, excerpt: 391 warm-up iterations at any batch",
         xlabel="iteration",
         ylabel="learning rate",
         xlim=(0, 800),
