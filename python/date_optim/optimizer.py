@@ -246,9 +246,6 @@ class LayerwiseOptimizer(Optimizer):
                 raise ValueError(f"param group {number} of the state dict has no 'params'")
         sizes = [[len(group["params"]) for group in of] for of in (groups, self.param_groups)]
         if sizes[0] == sizes[1]:  # if not, torch says so
-            rule = RULES[self.rule]
-            for number, group in enumerate(groups):
-                _check_rule_of(rule, group, number)
             of_torch = ["trust" not in group for group in groups]
             groups = [_merged(*pair) for pair in zip(self.param_groups, groups, strict=True)]
             for number, (own, group) in enumerate(zip(self.param_groups, groups, strict=True)):
@@ -257,6 +254,8 @@ class LayerwiseOptimizer(Optimizer):
                 _check_excluded(group, number)
             check_common(groups)
             self._check_saved(state_dict["state"], groups, of_torch)
+            for number, group in enumerate(state_dict["param_groups"]):
+                _check_rule_of(RULES[self.rule], group, number)
         return {**state_dict, "param_groups": groups}
 
     def _check_saved(
@@ -583,15 +582,18 @@ def _merged(own: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_rule_of(rule: Rule, saved: dict[str, Any], number: int) -> None:
-    """Refuse a saved group of another rule: it has that one's options and none of this one's."""
-    if not rule.options or saved.keys() & rule.options.keys():
-        return
+    """Refuse a saved group that has more of another rule's options, ours among them.
+
+    A run without states leaves nothing else that tells whose it is.
+    """
+    own = saved.keys() & rule.options.keys()
     for other in RULES.values():
-        if foreign := sorted(saved.keys() & other.options.keys()):
+        theirs = saved.keys() & other.options.keys()
+        if theirs > own:
             raise ValueError(
-                f"param group {number} of the state dict has {', '.join(map(repr, foreign))}, but "
-                f"none of the options of rule {rule.name!r}; load it into the optimizer that saved "
-                "it"
+                f"param group {number} of the state dict has "
+                f"{', '.join(map(repr, sorted(theirs - own)))}, options of rule {other.name!r}, "
+                f"not of {rule.name!r}; load it into the optimizer that saved it"
             )
 
 
