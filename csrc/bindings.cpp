@@ -4,15 +4,27 @@
 
 #include <memory>
 #include <span>
+#include <stdexcept>
 #include <vector>
 
 #include "cpu/launch.h"
+#include "memory.h"
 
 namespace py = pybind11;
 using Integers = py::array_t<std::int64_t, py::array::c_style>;
 using Doubles = py::array_t<double, py::array::c_style>;
 
 namespace {
+
+dk::Memory::Tensors in(const py::list& list) { return {PySequence_Fast_ITEMS(list.ptr()), list.size()}; }
+
+std::unique_ptr<dk::Memory> make_memory(const py::object& exchange, const py::list& tensors) {
+  const DLExchange* known = dk::Memory::exchange_in(exchange.ptr());
+  if (known == nullptr) throw std::invalid_argument("exchange: no DLPack exchange of version 1");
+  auto memory = std::make_unique<dk::Memory>(*known);
+  if (!memory->learn(in(tensors))) throw py::error_already_set();
+  return memory;
+}
 
 /// layers: (n, 8 + kMaxStates) = weights, its type, the gradient's type, rounded, its type, step, size,
 /// options, states...; items: (m, 4) = begin, end, layer, kind.
@@ -47,16 +59,16 @@ py::list assign_rows(dk::Engine& engine) {
   return rows;
 }
 
-/// tables: (rows, trust). Six arguments, and arrays inside a tuple: pybind11 asks the heap for a seventh, and
-/// for each array among them.
-void run(dk::Engine& engine, const py::list& gradients, const py::tuple& tables, int threads,
-         double max_grad_norm, bool skip_nonfinite) {
+/// tables: (addresses of gradients, rows, trust), inside a tuple: pybind11 asks the heap for each array among
+/// the arguments.
+void run(dk::Engine& engine, const py::tuple& tables, int threads, double max_grad_norm,
+         bool skip_nonfinite) {
+  const auto gradients = py::reinterpret_borrow<Integers>(tables[0]);
+  const auto rows = py::reinterpret_borrow<Doubles>(tables[1]),
+             trust = py::reinterpret_borrow<Doubles>(tables[2]);
   for (std::size_t i = 0; i < engine.layers.size(); ++i) {
-    engine.layers[i].gradient = PyLong_AsVoidPtr(gradients[i].ptr());
+    engine.layers[i].gradient = reinterpret_cast<void*>(gradients.data()[i]);
   }
-  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-  const auto rows = py::reinterpret_borrow<Doubles>(tables[0]),
-             trust = py::reinterpret_borrow<Doubles>(tables[1]);
   const double* const row = rows.data();
   const auto* const trust_row = reinterpret_cast<const dk::TrustRow*>(trust.data());
   const py::gil_scoped_release release;
@@ -67,6 +79,10 @@ py::tuple names(std::span<const char* const> all) {
   py::list list;
   for (const char* name : all) list.append(name);
   return py::tuple(list);
+}
+
+Integers view(py::object owner, const std::vector<std::int64_t>& data) {
+  return Integers(static_cast<py::ssize_t>(data.size()), data.data(), std::move(owner));
 }
 
 py::array_t<double> view(py::object owner, const double* data, py::ssize_t rows, py::ssize_t columns) {
@@ -92,10 +108,24 @@ PYBIND11_MODULE(_native, m) {
     return all;
   });
   m.def("openmp_library", &dk::openmp_library);
+  py::class_<dk::Memory>(m, "Memory")
+      .def_static(
+          "knows",
+          [](const py::object& exchange) { return dk::Memory::exchange_in(exchange.ptr()) != nullptr; },
+          py::arg("exchange"))
+      .def(py::init(&make_memory), py::arg("exchange"), py::arg("tensors"))
+      .def(
+          "fits", [](dk::Memory& memory, const py::list& tensors) { return memory.fits(in(tensors)); },
+          py::arg("tensors"))
+      .def_property_readonly("renewed", &dk::Memory::renewed)
+      .def_property_readonly("doubtful",
+                             [](py::object self) { return view(self, self.cast<dk::Memory&>().doubtful()); })
+      .def_property_readonly(
+          "addresses", [](py::object self) { return view(self, self.cast<dk::Memory&>().addresses()); });
   py::class_<dk::Engine>(m, "Engine")
       .def(py::init(&make_engine), py::arg("family"), py::arg("target"), py::arg("layers"), py::arg("items"))
       .def("assign_rows", &assign_rows)
-      .def("run", &run, py::arg("gradients"), py::arg("tables"), py::arg("threads"), py::arg("max_grad_norm"),
+      .def("run", &run, py::arg("tables"), py::arg("threads"), py::arg("max_grad_norm"),
            py::arg("skip_nonfinite"))
       .def("skip", &dk::Engine::skip)
       .def_property_readonly("reports",

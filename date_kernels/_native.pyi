@@ -1,5 +1,6 @@
 from numpy import float64, int64
 from numpy.typing import NDArray
+from torch import Tensor
 
 LEAF: int
 MAX_STATES: int
@@ -11,6 +12,18 @@ FAMILIES: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]
 def targets() -> list[tuple[str, bool]]: ...
 def openmp_library() -> str: ...
 
+class Memory:
+    @staticmethod
+    def knows(exchange: object) -> bool: ...
+    def __init__(self, exchange: object, tensors: list[Tensor | None]) -> None: ...
+    def fits(self, tensors: list[Tensor | None]) -> bool: ...
+    @property
+    def renewed(self) -> bool: ...
+    @property
+    def doubtful(self) -> NDArray[int64]: ...
+    @property
+    def addresses(self) -> NDArray[int64]: ...
+
 class Engine:
     def __init__(
         self, family: int, target: int, layers: NDArray[int64], items: NDArray[int64]
@@ -18,8 +31,7 @@ class Engine:
     def assign_rows(self) -> list[tuple[int, int]]: ...
     def run(
         self,
-        gradients: list[int],
-        tables: tuple[NDArray[float64], NDArray[float64]],
+        tables: tuple[NDArray[int64], NDArray[float64], NDArray[float64]],
         threads: int,
         max_grad_norm: float,
         skip_nonfinite: bool,

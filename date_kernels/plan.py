@@ -44,7 +44,7 @@ from .rules import (
     needs_step,
     trust_row,
 )
-from .watch import Watch
+from .watch import Watch, make_watch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,7 +71,6 @@ class _Built:
     engine: _native.Engine
     watch: Watch
     reports: NDArray[np.float64]
-    written: list[Tensor]
     copies: list[tuple[Tensor, Tensor]]  # (the user's tensor, the dense copy that kernels see)
     gradient_copies: list[tuple[int, Tensor]]  # (layer, its gradient in the parameter's layout)
     layer_options: list[tuple[int, bool]]  # the distinct (group, excluded) of layers
@@ -147,28 +146,24 @@ class Plan:
         if found_inf is not None and float(found_inf) != 0:
             built.engine.skip()
             return _telemetry(built, scanned=False)
-        try:
-            pointers = [grad.data_ptr() for grad in grads]
-        except RuntimeError:  # a sparse one of no dimensions, whose strides look the same
-            pointers = [0]
-        if 0 in pointers:  # an empty layer, or a gradient that has lost its memory
+        gradients = built.watch.gradients
+        if not gradients.all():  # an empty layer, or a gradient that has lost its memory
             check_layers(self.rule, call, name_of, CPU)
         rows = self._rows(built, call, scale, name_of)
         for layer, copy in built.gradient_copies:
             copy_elements(grads[layer], copy)
-            pointers[layer] = copy.data_ptr()
+            gradients[layer] = copy.data_ptr()
         for tensor, copy in built.copies:
             copy_elements(tensor, copy)
         built.engine.run(
-            pointers,
-            rows,
+            (gradients, *rows),
             torch.get_num_threads(),
             float(groups[0]["max_grad_norm"]) if built.clips else math.inf,
             built.skip_nonfinite,
         )
         for tensor, copy in built.copies:
             copy_elements(copy, tensor)
-        torch.autograd.graph.increment_version(built.written)
+        torch.autograd.graph.increment_version(built.watch.written)
         return _telemetry(built)
 
     def _rows(
@@ -217,7 +212,6 @@ class Plan:
         layer_options = list(dict.fromkeys(layers))
         copies: list[tuple[Tensor, Tensor]] = []
         gradient_copies: list[tuple[int, Tensor]] = []
-        written: list[Tensor] = []
         table = np.zeros((len(params), 8 + self._native.MAX_STATES), dtype=np.int64)
         codes = {getattr(torch, name): code for code, name in enumerate(self._native.TYPES)}
 
@@ -228,7 +222,6 @@ class Plan:
             """The address that kernels see: the tensor's own, or a copy's in the layer's layout."""
             if tensor is None:
                 return 0
-            written.append(tensor)
             if like is None or layout(tensor) == layout(like):
                 return tensor.data_ptr()
             copies.append((tensor, copy_of(tensor, like)))
@@ -278,9 +271,8 @@ class Plan:
         self.builds += 1
         return _Built(
             engine=engine,
-            watch=Watch(call),
+            watch=make_watch(call),
             reports=engine.reports,
-            written=written,
             copies=copies,
             gradient_copies=gradient_copies,
             layer_options=layer_options,

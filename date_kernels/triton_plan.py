@@ -78,7 +78,7 @@ from .triton_engine import (
     layerwise_step,
 )
 from .triton_rules import TRITON_RULES, TritonRule
-from .watch import Watch
+from .watch import Watch, make_watch
 
 # Measured on an H100 (us, cold: LARS and LAMB on ResNet-50's shapes, then BERT-large's).
 
@@ -146,14 +146,14 @@ class _Built:
     watch: Watch
     layers: Tensor
     launches: list[_Launch]
-    order: list[int]  # the layers of a call, as the tables have them
+    order: NDArray[np.int64]  # the layers of a call, as the tables have them
     layer_options: list[tuple[int, bool]]
     words: Tensor
     workspace: dict[str, Tensor]
-    written: list[Tensor]
     uses: int  # a bit for each state that any layer uses
     clips: bool
     skips: bool
+    rows: tuple[Options, NDArray[np.int64]] | None = None  # of these options
     last: NDArray[np.int64] | None = None  # the words as they stand on the device
 
 
@@ -186,6 +186,9 @@ class TritonPlan:
         self.rule = find_rule(rule)
         self.builds = 0
         self._functions = TRITON_RULES[rule]
+        # Of a row of options; even, so that what stands behind any number of rows is aligned alike
+        # and Triton compiles once.
+        self._width = -(-(COMMON.value + len(self._functions.fields)) // 2) * 2
         self._chunk = chunk
         self._lag = lag
         self._order = order
@@ -222,12 +225,14 @@ class TritonPlan:
         if scale_tensor is None:
             scale = check_scale(scale)
         found_address, found, found_tensor = _number(found_inf, device, 0.0)
-        gradients = [grads[i].data_ptr() for i in built.order]
-        if 0 in gradients:  # an empty layer, or a gradient that has lost its memory
+        gradients = built.watch.gradients[built.order]
+        if not gradients.all():  # an empty layer, or a gradient that has lost its memory
             check_layers(self.rule, call, name_of, device)
-        words = self._words(
-            built, call.groups, gradients, (scale_address, found_address), (scale, found)
-        )
+        if built.rows is None or built.rows[0] != options:
+            built.rows = options, self._rows(built, groups)
+        max_norm = groups[0]["max_grad_norm"] if built.clips else math.inf
+        header = _header((scale_address, found_address), (scale, found, max_norm), built.skips)
+        words = np.concatenate((header, built.rows[1], gradients))
         with _on(device):
             self._upload(built, words)
             for launch in built.launches:
@@ -235,7 +240,7 @@ class TritonPlan:
         for tensor in (scale_tensor, found_tensor):
             if tensor is not None and tensor.is_cuda:
                 tensor.record_stream(torch.cuda.current_stream(device))
-        torch.autograd.graph.increment_version(built.written)
+        torch.autograd.graph.increment_version(built.watch.written)
         return _telemetry(built)
 
     def _fitting(
@@ -266,8 +271,7 @@ class TritonPlan:
         distinct = list(dict.fromkeys(pairs))
         order = sorted(range(len(params)), key=lambda i: distinct.index(pairs[i]))
         layer_options = list(dict.fromkeys(of_layer))
-        written: list[Tensor] = []
-        table = self._layers(call, of_layer, order, written)
+        table = self._layers(call, of_layer, order)
         table[:, OPTIONS.value] = [layer_options.index(of_layer[i]) for i in order]
         sizes = table[:, SIZE.value]
         leaves = -(-sizes // LEAF)
@@ -277,18 +281,16 @@ class TritonPlan:
         measured = [is_measured(groups[of_layer[i][0]], of_layer[i][1]) for i in order]
         scan = clips or (skips and not found_inf_given)
         counts = [(pair, pairs.count(pair)) for pair in distinct]
-        width = COMMON.value + len(self._functions.fields)
-        n_words = HEADER.value + len(layer_options) * width + len(params)
+        n_words = HEADER.value + len(layer_options) * self._width + len(params)
         self.builds += 1
         return _Built(
-            watch=Watch(call),
+            watch=make_watch(call),
             layers=_upload(table, device),
             launches=self._launches(sizes.tolist(), measured, counts, scan, device),
-            order=order,
+            order=np.array(order, dtype=np.int64),
             layer_options=layer_options,
             words=torch.empty(n_words, dtype=torch.int64, device=device),
             workspace=_workspace(len(params), int(leaves.sum()), device),
-            written=written,
             uses=sum(
                 1 << bit
                 for bit, key in enumerate(self.rule.states)
@@ -303,16 +305,12 @@ class TritonPlan:
         call: Call,
         of_layer: list[tuple[int, bool]],
         order: list[int],
-        written: list[Tensor],
     ) -> NDArray[np.int64]:
-        """The table of layers, but for their options and slots; `written` collects tensors."""
+        """The table of layers, but for their options and slots."""
         params, grads, states, steps, groups = call
 
         def address(tensor: Tensor | None) -> int:
-            if tensor is None:
-                return 0
-            written.append(tensor)
-            return tensor.data_ptr()
+            return 0 if tensor is None else tensor.data_ptr()
 
         table = np.zeros((len(params), LAYER.value), dtype=np.int64)
         for row, i in zip(table, order, strict=True):
@@ -375,40 +373,24 @@ class TritonPlan:
         table[:, 3] = items[:, 3]
         return _upload(table, device)
 
-    def _words(
-        self,
-        built: _Built,
-        groups: Sequence[Group],
-        gradients: list[int],
-        addresses: tuple[int, int],
-        numbers: tuple[float, float],
-    ) -> NDArray[np.int64]:
-        """What may change from step to step, as the device reads it."""
-        words = np.zeros(built.words.numel(), dtype=np.int64)
-        values = words.view(np.float64)
-        words[SCALE_ADDRESS.value], words[FOUND_ADDRESS.value] = addresses
-        values[SCALE.value], values[FOUND.value] = numbers
-        values[MAX_NORM.value] = groups[0]["max_grad_norm"] if built.clips else math.inf
-        words[SKIPS.value] = built.skips
-        values[ONE.value] = 1.0
-        width = COMMON.value + len(self._functions.fields)
-        for index, (number, excluded) in enumerate(built.layer_options):
+    def _rows(self, built: _Built, groups: Sequence[Group]) -> NDArray[np.int64]:
+        """The rows of options, one after the other."""
+        rows = np.zeros((len(built.layer_options), self._width))
+        for row, (number, excluded) in zip(rows, built.layer_options, strict=True):
             group = groups[number]
             hyper = hyper_constants(self.rule, group, excluded)
             common = {**hyper, **trust_constants(group, excluded), "lr_address": 0.0}
-            begin = HEADER.value + index * width
             lr = group["lr"]
             on_device = isinstance(lr, DeviceNumber)
             common["lr"] = 0.0 if on_device else float(lr)
             common["lr_double"] = float(on_device and lr.dtype == torch.float64)
-            values[begin : begin + width] = [
+            row[: COMMON.value + len(self._functions.fields)] = [
                 *(common[field] for field in COMMON_FIELDS),
                 *(hyper[field] for field in self._functions.fields),
             ]
             if on_device:
-                words[begin + LR_ADDRESS.value] = lr.address
-        words[len(words) - len(gradients) :] = gradients
-        return words
+                row.view(np.int64)[LR_ADDRESS.value] = lr.address
+        return rows.view(np.int64).ravel()
 
     def _upload(self, built: _Built, words: NDArray[np.int64]) -> None:
         """Note [What travels], Note [Captured steps]."""
@@ -429,8 +411,7 @@ class TritonPlan:
         if n_items == 0:
             return
         functions = self._functions
-        width = COMMON.value + len(functions.fields)
-        rows = HEADER.value + len(built.layer_options) * width
+        rows = HEADER.value + len(built.layer_options) * self._width
         work = built.workspace
         args = (
             launch.items,
@@ -443,7 +424,7 @@ class TritonPlan:
             built.words,
             built.words.view(torch.float64),
             built.words[rows:],
-            width,
+            self._width,
             work["slots"],
             work["slots"].numel() // 2,
             work["reports"],
@@ -496,6 +477,19 @@ def compile_options() -> dict[str, Any]:
     if torch.version.cuda is not None:
         options["maxnreg"] = REGISTERS
     return options
+
+
+def _header(
+    addresses: tuple[int, int], numbers: tuple[float, float, float], skips: bool
+) -> NDArray[np.int64]:
+    """What stands in the words before the rows of options."""
+    words = np.zeros(HEADER.value, dtype=np.int64)
+    values = words.view(np.float64)
+    words[SCALE_ADDRESS.value], words[FOUND_ADDRESS.value] = addresses
+    values[SCALE.value], values[FOUND.value], values[MAX_NORM.value] = numbers
+    words[SKIPS.value] = skips
+    values[ONE.value] = 1.0
+    return words
 
 
 def _number(

@@ -15,7 +15,6 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -187,8 +186,7 @@ class Recorded:
 
     def run(
         self,
-        gradients: Sequence[int],
-        tables: tuple[NDArray[np.float64], NDArray[np.float64]],
+        tables: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]],
         threads: int,
         max_grad_norm: float,
         skip_nonfinite: bool,
@@ -196,12 +194,13 @@ class Recorded:
         types = (native.module().TYPES[code] for code in self._table[:, GRADIENT_TYPE])
         sizes = (ITEM_SIZES[dtype] for dtype in types)
         lengths = (size * length for size, length in zip(sizes, self._table[:, SIZE], strict=True))
-        memory = zip(gradients, map(int, lengths), strict=True)
+        gradients, *rows = tables
+        memory = zip(map(int, gradients), map(int, lengths), strict=True)
         step = [block(ctypes.string_at(address, n) if n else b"") for address, n in memory]
-        step += [integers(self._rows), *(block(table.tobytes()) for table in tables)]
+        step += [integers(self._rows), *(block(table.tobytes()) for table in rows)]
         step += [struct.pack("<dq", max_grad_norm, skip_nonfinite)]
         self._steps.append(b"".join(step))
-        self._engine.run(gradients, tables, threads, max_grad_norm, skip_nonfinite)
+        self._engine.run(tables, threads, max_grad_norm, skip_nonfinite)
         self._told.append(self.reports.tobytes() + struct.pack("<3d", *self.verdict))
         self._left = [array.read() for array in self.arrays]
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from date_kernels.items import LEAF
+
 pytest.importorskip("triton")
 
 Rows = list[dict[str, Any]]
@@ -44,8 +46,9 @@ def test_every_rule_and_pair_compiles_for_every_target(rows: Rows) -> None:
 
 
 def test_two_programs_share_a_multiprocessor_and_nothing_spills(rows: Rows) -> None:
-    of_float32 = [row for row in rows if "registers" in row and row["pair"] == "float32/float32"]
-    assert len(of_float32) >= 18
+    checked = ("float32/float32", "scan")
+    of_float32 = [row for row in rows if "registers" in row and row["pair"] in checked]
+    assert len(of_float32) >= 21
     for row in of_float32:
         assert row["registers"] <= 128, row
         assert row["spilled_bytes"] == 0, row
@@ -53,17 +56,17 @@ def test_two_programs_share_a_multiprocessor_and_nothing_spills(rows: Rows) -> N
 
 
 def test_full_leaves_are_loaded_and_stored_16_bytes_at_a_time(rows: Rows) -> None:
-    """Weights and gradient are read to measure and to update, and so are states; of 256 threads
-    each takes its share of a tile, four elements an access."""
+    """Weights and gradient are read to measure and to update, and so are states, and gradients to
+    scan a leaf; of 256 threads each takes its share of a tile, four elements an access."""
     for row in rows:
         if "registers" in row and row["pair"] == "float32/float32":
             states = row["uses"].bit_count()
             each = row["tile"] // (256 * 4)  # accesses a thread and array
-            assert row["wide_loads"] >= each * (4 + 2 * states), row
+            assert row["wide_loads"] >= each * (4 + 2 * states) + LEAF // (256 * 4), row
             assert row["wide_stores"] >= each * (1 + 2 * states), row
 
 
 def test_nothing_is_fused(rows: Rows) -> None:
     for row in rows:
-        if "registers" in row and row["pair"] == "float32/float32":
+        if "registers" in row:
             assert row["fused"] == 0, row

@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 
 from date_kernels import RULES
 from date_kernels.triton_engine import layerwise_step
-from date_kernels.triton_plan import REGISTERS, WARPS, tile_of, triton_type
+from date_kernels.triton_plan import REGISTERS, compile_options, tile_of, triton_type
 from date_kernels.triton_rules import TRITON_RULES
 
 TARGETS = {
@@ -90,8 +90,8 @@ def compiled(case: Case) -> dict[str, Any]:
     signature = {key: POINTERS.get(key, "i32") for key in parameters}
     signature |= dict.fromkeys(constants, "constexpr")
     aligned = {(parameters.index(key),): [["tt.divisibility", 16]] for key in POINTERS}
-    options: dict[str, Any] = {"num_warps": WARPS, "enable_fp_fusion": False}
-    if TARGETS[target].backend == "cuda":
+    options = {key: value for key, value in compile_options().items() if key != "maxnreg"}
+    if TARGETS[target].backend == "cuda":  # also where torch itself was built without it
         options["maxnreg"] = REGISTERS
     source = ASTSource(layerwise_step, signature, constants, aligned)
     kernel = triton.compile(source, target=TARGETS[target], options=options)
@@ -102,7 +102,7 @@ def compiled(case: Case) -> dict[str, Any]:
         "pair": "scan" if pair is None else "/".join(str(x).removeprefix("torch.") for x in pair),
         "target": target,
     }
-    return row | (of_ptx(kernel) if "ptx" in kernel.asm else {})
+    return row | (of_ptx(kernel) if "ptx" in kernel.asm else of_amdgcn(kernel))
 
 
 def of_ptx(kernel: Any) -> dict[str, Any]:
@@ -125,7 +125,19 @@ def of_ptx(kernel: Any) -> dict[str, Any]:
         "wide_loads": count(r"ld\.global\S*\.v4\.b32"),
         "wide_stores": count(r"st\.global\S*\.v4\.b32"),
         "local": count(r"\b(?:ld|st)\.local"),
-        "fused": count(r"\bfma\.rn\.f32"),
+        "fused": count(r"\bfma\."),
+    }
+
+
+def of_amdgcn(kernel: Any) -> dict[str, Any]:
+    """The same of a code object for AMD's processors, as far as its text tells."""
+    text = kernel.asm["amdgcn"]
+    found = dict(re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s*(\d+)", text))
+    return {
+        "vector_registers": int(found["vgpr_count"]),
+        "private_bytes": int(found["private_segment_fixed_size"]),
+        "wide_loads": len(re.findall(r"(?:global|buffer|flat)_load_dwordx4", text)),
+        "wide_stores": len(re.findall(r"(?:global|buffer|flat)_store_dwordx4", text)),
     }
 
 
@@ -137,9 +149,11 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         rows = list(pool.map(compiled, cases(), chunksize=4))
     columns = ("registers", "spilled_bytes", "wide_loads", "wide_stores", "local", "fused")
+    of_amd = {"registers": "vector_registers", "spilled_bytes": "private_bytes"}
     print(f"{'rule':9} uses tile {'pair':18} {'target':7}", *(f"{name:>13}" for name in columns))
     for row in rows:
-        values = (f"{row.get(name, '-'):>13}" for name in columns)
+        read = (row.get(name, row.get(of_amd.get(name, ""), "-")) for name in columns)
+        values = (f"{value:>13}" for value in read)
         print(
             f"{row['rule']:9} {row['uses']:4} {row['tile']:4} {row['pair']:18} {row['target']:7}",
             *values,

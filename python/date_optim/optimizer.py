@@ -425,54 +425,42 @@ class _Gathered:
         for number, group in enumerate(optimizer.param_groups):
             _check(optimizer, group, number)
             self._add(optimizer, rule, group, names)
-        self._saved = [optimizer.state.get(param) or {} for param in self.params]
-        self._identity = self._identity_of(optimizer)
+        self._saved = [optimizer.state.get(param, {}) for param in self.params]
+        self._columns = [
+            (key, column)
+            for key, column in (*self.states.items(), ("step", self.steps))
+            if not all(map(is_, column, repeat(None)))
+        ]
+        self._of_state = [*optimizer.state.values()]
+        self._dtypes = [param.dtype for param in self.params] if MASTER in self.states else []
+        self._uses = _uses_of(optimizer)
 
     def refresh(self, optimizer: LayerwiseOptimizer) -> bool:
         """Take up this step's gradients, states and options; False where layers are others."""
-        if self.new or self.stale or self._identity is None:
+        if self.new or self.stale or _uses_of(optimizer) != self._uses:
             return False
-        if self._identity_of(optimizer) != self._identity:
+        # Layers without a gradient are not among ours: which ones is not worth keeping.
+        members = [param for group in optimizer.param_groups for param in group["params"]]
+        if not _same(members, self.params) or not _same(
+            [*optimizer.state.values()], self._of_state
+        ):
             return False
-        self.grads = [*map(_GRADIENT, self.params)]
+        if self._dtypes and [param.dtype for param in members] != self._dtypes:
+            return False  # who has master weights has changed
+        self.grads = [*map(_GRADIENT, members)]
         if any(map(is_, self.grads, repeat(None))):
             return False
-        for key, column in (*self.states.items(), ("step", self.steps)):
-            before = [*map(is_, column, repeat(None))]
-            if all(before):
-                continue
-            column[:] = [saved.get(key) for saved in self._saved]
-            if [*map(is_, column, repeat(None))] != before:
-                return False
+        for key, column in self._columns:
+            now = [saved.get(key) for saved in self._saved]
+            if not _same(now, column):
+                if [x is None for x in now] != [x is None for x in column]:
+                    return False
+                column[:] = now
         for number, group in enumerate(optimizer.param_groups):
             _check(optimizer, group, number)
             members = self.groups[number]["params"]
             self.groups[number] = {**group, "params": members, "exclude": tuple(group["exclude"])}
         return True
-
-    def _identity_of(self, optimizer: LayerwiseOptimizer) -> tuple[Any, ...] | None:
-        """What decides which layers there are and which states they use.
-
-        None where some have no gradient: which ones is not worth keeping.
-        """
-        rule = RULES[optimizer.rule]
-        members = [param for group in optimizer.param_groups for param in group["params"]]
-        if len(members) != len(self.params):
-            return None
-        return (
-            [*map(id, members)],
-            [*map(_DTYPE, self.params)],
-            [*map(id, optimizer.state.values())],
-            [
-                (
-                    len(group["params"]),
-                    rule.used(group),
-                    needs_step(rule, group),
-                    group["master_weights"],
-                )
-                for group in optimizer.param_groups
-            ],
-        )
 
     def _add(
         self,
@@ -517,7 +505,7 @@ class _Gathered:
         count = len(self.params)
         for unused in (self.steps, *self.states.values()):
             unused.extend([None] * (count - len(unused)))
-        members = list(range(first, count))
+        members = tuple(range(first, count))
         self.groups.append({**group, "params": members, "exclude": tuple(exclude)})
 
     def _new_step(self, saved: dict[str, Any], param: Tensor) -> Tensor:
@@ -549,7 +537,20 @@ class _Gathered:
 
 
 _GRADIENT = attrgetter("grad")
-_DTYPE = attrgetter("dtype")
+
+
+def _uses_of(optimizer: LayerwiseOptimizer) -> list[tuple[Any, ...]]:
+    """What decides which states the layers of each group have."""
+    rule = RULES[optimizer.rule]
+    return [
+        (len(group["params"]), rule.used(group), needs_step(rule, group), group["master_weights"])
+        for group in optimizer.param_groups
+    ]
+
+
+def _same(a: Sequence[object], b: Sequence[object]) -> bool:
+    """Whether they hold the same objects; equality would compare elements."""
+    return len(a) == len(b) and all(map(is_, a, b))
 
 
 def _check(optimizer: LayerwiseOptimizer, group: dict[str, Any], number: int) -> None:
