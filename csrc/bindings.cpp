@@ -53,26 +53,18 @@ std::unique_ptr<dk::Engine> make_engine(int family, int target, const Integers& 
   return std::make_unique<dk::Engine>(family, dk::targets()[target], std::move(layers), std::move(items));
 }
 
-py::list assign_rows(dk::Engine& engine) {
-  py::list rows;
-  for (const dk::RowKey& key : engine.assign_rows()) rows.append(py::make_tuple(key.options, key.step));
-  return rows;
-}
-
-/// tables: (addresses of gradients, rows, trust), inside a tuple: pybind11 asks the heap for each array among
-/// the arguments.
-void run(dk::Engine& engine, const py::tuple& tables, int threads, double max_grad_norm,
+/// tables: (addresses of gradients, rows), inside a tuple: pybind11 asks the heap for each array among the
+/// arguments, and for a seventh of those.
+void run(dk::Engine& engine, const py::tuple& tables, int threads, double grad_scale, double max_grad_norm,
          bool skip_nonfinite) {
   const auto gradients = py::reinterpret_borrow<Integers>(tables[0]);
-  const auto rows = py::reinterpret_borrow<Doubles>(tables[1]),
-             trust = py::reinterpret_borrow<Doubles>(tables[2]);
+  const auto rows = py::reinterpret_borrow<Doubles>(tables[1]);
   for (std::size_t i = 0; i < engine.layers.size(); ++i) {
     engine.layers[i].gradient = reinterpret_cast<void*>(gradients.data()[i]);
   }
   const double* const row = rows.data();
-  const auto* const trust_row = reinterpret_cast<const dk::TrustRow*>(trust.data());
   const py::gil_scoped_release release;
-  engine.run(row, trust_row, threads, max_grad_norm, skip_nonfinite);
+  engine.run(row, threads, grad_scale, max_grad_norm, skip_nonfinite);
 }
 
 py::tuple names(std::span<const char* const> all) {
@@ -95,7 +87,6 @@ PYBIND11_MODULE(_native, m) {
   m.attr("LEAF") = dk::kLeaf;
   m.attr("MAX_STATES") = dk::kMaxStates;
   m.attr("TYPES") = names(dk::kTypeNames);
-  m.attr("TRUST_FIELDS") = names(dk::kTrustFields);
   m.attr("REPORT_FIELDS") = names(dk::kReportFields);
   py::dict families;
   for (const dk::Family& family : dk::families()) {
@@ -124,9 +115,9 @@ PYBIND11_MODULE(_native, m) {
           "addresses", [](py::object self) { return view(self, self.cast<dk::Memory&>().addresses()); });
   py::class_<dk::Engine>(m, "Engine")
       .def(py::init(&make_engine), py::arg("family"), py::arg("target"), py::arg("layers"), py::arg("items"))
-      .def("assign_rows", &assign_rows)
-      .def("run", &run, py::arg("tables"), py::arg("threads"), py::arg("max_grad_norm"),
-           py::arg("skip_nonfinite"))
+      .def("check_counters", &dk::Engine::check_counters)
+      .def("run", &run, py::arg("tables"), py::arg("threads"), py::arg("grad_scale"),
+           py::arg("max_grad_norm"), py::arg("skip_nonfinite"))
       .def("skip", &dk::Engine::skip)
       .def_property_readonly("reports",
                              [](py::object self) {

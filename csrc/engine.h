@@ -22,6 +22,11 @@
 
 namespace dk::DK_ARCH {
 
+/// The step that a layer takes, 1-based; 1 where it counts none.
+DK_INLINE std::int64_t step_of(const Layer& layer) {
+  return 1 + (layer.step == nullptr ? 0 : static_cast<std::int64_t>(*layer.step));
+}
+
 template <class Device, template <class> class Rule>
 void run_worker(Device& worker, const Plan& plan) {
   using Order = typename Device::Order;
@@ -36,11 +41,14 @@ void run_worker(Device& worker, const Plan& plan) {
 
   const bool early = !plan.skip_nonfinite;  // Note [Early commit]
 
+  const auto row_of = [&](const Layer& layer) -> const Row& {
+    return reinterpret_cast<const Row*>(plan.rows)[layer.options];
+  };
   /// f(chunk), with the chunk in the layer's arithmetic.
   const auto with_chunk = [&](const Item& item, auto f) {
     const Layer& layer = plan.layers[item.layer];
-    const Row& row = reinterpret_cast<const Row*>(plan.rows)[layer.row];
-    worker.template visit<Rule>(layer, row, clip, item, f);
+    const Moment now{plan.grad_scale, clip, step_of(layer)};
+    worker.template visit<Rule>(layer, row_of(layer), now, item, f);
   };
   const auto slots_of = [&](const Item& item) {
     return plan.slots + plan.layers[item.layer].slot + item.begin / kLeaf;
@@ -73,7 +81,7 @@ void run_worker(Device& worker, const Plan& plan) {
   const auto conclude = [&](std::int32_t id) {  // the sums of all leaves, in order -> the layer's ratio
     const Layer& layer = plan.layers[id];
     const Sums sums = worker.add_up(plan.slots + layer.slot, (layer.size + kLeaf - 1) / kLeaf);
-    LayerReport report = trust_ratio(sums, plan.trust[layer.row]);
+    LayerReport report = trust_ratio(sums, row_of(layer), step_of(layer));
     report.skipped = plan.skip_nonfinite && report.ratio != report.ratio ? 1 : 0;
     worker.once([&] {
       plan.arrived[id] = 0;

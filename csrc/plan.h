@@ -34,17 +34,6 @@ struct Sums {
   double weight, measured;
 };
 
-/// The bounded trust ratio's numbers, one row per distinct (options, step). All doubles: rows arrive as
-/// arrays of doubles.
-struct TrustRow {
-  double coefficient, lower, upper, eps, zero_norm, added_decay, weight_norm_lower, weight_norm_upper,
-      clip_by_lr, lr;
-};
-constexpr const char* kTrustFields[] = {
-    "coefficient",       "lower",      "upper", "eps", "zero_norm", "added_decay", "weight_norm_lower",
-    "weight_norm_upper", "clip_by_lr", "lr"};
-static_assert(sizeof(TrustRow) == sizeof(double) * (sizeof(kTrustFields) / sizeof(*kTrustFields)));
-
 /// What the step found out about a layer.
 struct LayerReport {
   double weight_norm, measured_norm, raw_ratio, ratio, clamp, skipped;
@@ -62,8 +51,7 @@ struct Layer {
   std::int64_t size;
   std::int64_t slot;      // first of its ceil(size / kLeaf) slots
   std::int32_t measures;  // MEASURE items of this layer
-  std::int32_t options;   // which options its param group gives it
-  std::int32_t row;       // its row of hyper-parameters in this step
+  std::int32_t options;   // its row of hyper-parameters: which options its param group gives it
   Type weights_type, gradient_type, rounded_type;
 };
 
@@ -84,7 +72,7 @@ struct Plan {
   std::int64_t n_items, n_scans;
   const Layer* layers;
   const double* rows;  // Rule::Row, as doubles
-  const TrustRow* trust;
+  double grad_scale;   // gradients are divided by it
   Sums* slots;
   std::int64_t n_slots;
   std::uint32_t* arrived;    // per layer: MEASUREs done

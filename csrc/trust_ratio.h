@@ -6,6 +6,7 @@
 
 #include "arch.h"
 #include "plan.h"
+#include "row.h"
 
 namespace dk::DK_ARCH {
 
@@ -16,8 +17,8 @@ DK_INLINE double clamp(double x, double lower, double upper) {
 
 /// r = clamp(coefficient * phi(||w||) / (||x|| + decay*||w|| + eps), lower, upper). A norm that is not finite
 /// gives NaN: decided before clamping, which would turn inf/inf into a bound. A zero norm takes `zero_norm`,
-/// bounded too.
-DK_INLINE LayerReport trust_ratio(Sums sums, const TrustRow& t) {
+/// bounded too. The moving bounds are AdaBound's (Luo et al. 2019), which DATE names as the model of its own.
+DK_INLINE LayerReport trust_ratio(Sums sums, const CommonRow& t, std::int64_t k) {
   const double w = std::sqrt(sums.weight), x = std::sqrt(sums.measured);
   const double denominator = x + t.added_decay * w;
   if (!(w + denominator <= std::numeric_limits<double>::max())) {
@@ -26,10 +27,19 @@ DK_INLINE LayerReport trust_ratio(Sums sums, const TrustRow& t) {
   }
   double raw = t.zero_norm;
   if (w > 0 && denominator > 0) {
-    raw = t.coefficient * clamp(w, t.weight_norm_lower, t.weight_norm_upper) / (denominator + t.eps);
-    if (t.clip_by_lr != 0) raw = raw < t.lr ? raw / t.lr : 1;  // min(raw / lr, 1), and 1 where lr is 0
+    raw = t.coefficient * clamp(w, t.weight_norm_lower, t.weight_norm_upper) / (denominator + t.trust_eps);
+    if (t.clip_by_lr != 0) {
+      const double lr = rate(t, k);
+      raw = raw < lr ? raw / lr : 1;  // min(raw / lr, 1), and 1 where lr is 0
+    }
   }
-  const double ratio = clamp(raw, t.lower, t.upper);
+  double lower = t.lower, upper = t.upper;
+  if (t.moving != 0) {
+    const auto step = static_cast<double>(k);
+    lower = t.final * (1 - 1 / (t.gamma * step + 1));
+    upper = t.final * (1 + 1 / (t.gamma * step));
+  }
+  const double ratio = clamp(raw, lower, upper);
   return {w, x, raw, ratio, raw < ratio ? -1.0 : raw > ratio ? 1.0 : 0.0, 0};
 }
 

@@ -5,7 +5,6 @@ from torch import Tensor
 LEAF: int
 MAX_STATES: int
 TYPES: tuple[str, ...]
-TRUST_FIELDS: tuple[str, ...]
 REPORT_FIELDS: tuple[str, ...]
 FAMILIES: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]
 
@@ -28,11 +27,12 @@ class Engine:
     def __init__(
         self, family: int, target: int, layers: NDArray[int64], items: NDArray[int64]
     ) -> None: ...
-    def assign_rows(self) -> list[tuple[int, int]]: ...
+    def check_counters(self) -> None: ...
     def run(
         self,
-        tables: tuple[NDArray[int64], NDArray[float64], NDArray[float64]],
+        tables: tuple[NDArray[int64], NDArray[float64]],
         threads: int,
+        grad_scale: float,
         max_grad_norm: float,
         skip_nonfinite: bool,
     ) -> None: ...

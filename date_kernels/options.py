@@ -21,11 +21,11 @@ class DeviceNumber:
 
     tensor: Any = field(compare=False)
     address: int = field(init=False)
-    dtype: Any = field(init=False)
+    is_double: bool = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "address", self.tensor.data_ptr())
-        object.__setattr__(self, "dtype", self.tensor.dtype)
+        object.__setattr__(self, "is_double", self.tensor.element_size() == 8)
 
 
 COMMON_OPTIONS: dict[str, Any] = {

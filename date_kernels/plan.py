@@ -7,7 +7,7 @@ It is built once and reused while it fits. A plan knows tensors; the engine that
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -39,10 +39,9 @@ from .rules import (
     check_common,
     check_group,
     check_rate,
-    hyper_row,
     is_measured,
     needs_step,
-    trust_row,
+    row_of,
 )
 from .watch import Watch, make_watch
 
@@ -60,9 +59,6 @@ leaf is cut."""
 Options: TypeAlias = "list[tuple[Any, ...]]"
 """The values of each group's options, in the order of `Rule.keys`."""
 
-Rows: TypeAlias = "tuple[NDArray[np.float64], NDArray[np.float64]]"
-"""Hyper-parameters and trust ratios, a row for each distinct (options, step) of the layers."""
-
 
 @dataclass
 class _Built:
@@ -76,8 +72,7 @@ class _Built:
     layer_options: list[tuple[int, bool]]  # the distinct (group, excluded) of layers
     clips: bool
     skip_nonfinite: bool
-    rows_of: tuple[Any, ...] | None = None
-    rows: Rows | None = None
+    rows: tuple[Options, NDArray[np.float64]] | None = None  # of these options
 
 
 class Plan:
@@ -149,15 +144,27 @@ class Plan:
         gradients = built.watch.gradients
         if not gradients.all():  # an empty layer, or a gradient that has lost its memory
             check_layers(self.rule, call, name_of, CPU)
-        rows = self._rows(built, call, scale, name_of)
+        try:
+            built.engine.check_counters()
+        except ValueError as error:
+            layer = int(str(error))
+            step = steps[layer]
+            raise ValueError(
+                f"the step counter of {name_in(name_of, layer)} is "
+                f"{'gone' if step is None else step.item()}; it must count steps: 0, 1, 2, ..."
+            ) from None
+        if built.rows is None or built.rows[0] != options:
+            _, fields, _ = self._native.FAMILIES[self.rule.name]
+            built.rows = options, table_of_rows(self.rule, groups, built.layer_options, fields)
         for layer, copy in built.gradient_copies:
             copy_elements(grads[layer], copy)
             gradients[layer] = copy.data_ptr()
         for tensor, copy in built.copies:
             copy_elements(tensor, copy)
         built.engine.run(
-            (gradients, *rows),
+            (gradients, built.rows[1]),
             torch.get_num_threads(),
+            scale,
             float(groups[0]["max_grad_norm"]) if built.clips else math.inf,
             built.skip_nonfinite,
         )
@@ -165,33 +172,6 @@ class Plan:
             copy_elements(copy, tensor)
         torch.autograd.graph.increment_version(built.watch.written)
         return _telemetry(built)
-
-    def _rows(
-        self, built: _Built, call: Call, scale: float, name_of: Callable[[int], str] | None
-    ) -> Rows:
-        """The rows of this step: those of the last one where nothing in them has changed."""
-        try:
-            keys = built.engine.assign_rows()
-        except ValueError as error:
-            layer = int(str(error))
-            step = call.steps[layer]
-            raise ValueError(
-                f"the step counter of {name_in(name_of, layer)} is "
-                f"{'gone' if step is None else step.item()}; it must count steps: 0, 1, 2, ..."
-            ) from None
-        rows_of = (keys, self._options, scale)
-        if built.rows is None or rows_of != built.rows_of:
-            layers = [
-                (call.groups[index], excluded, k)
-                for (index, excluded), k in ((built.layer_options[key], k) for key, k in keys)
-            ]
-            _, fields, _ = self._native.FAMILIES[self.rule.name]
-            built.rows = (
-                _table([hyper_row(self.rule, *layer, scale) for layer in layers], fields),
-                _table([trust_row(*layer) for layer in layers], self._native.TRUST_FIELDS),
-            )
-            built.rows_of = rows_of
-        return built.rows
 
     def _fitting(
         self, call: Call, found_inf_given: bool, name_of: Callable[[int], str] | None
@@ -355,8 +335,19 @@ def structure_of(rule: Rule, call: Call) -> list[tuple[Any, ...]]:
     ]
 
 
-def _table(rows: Sequence[Mapping[str, float]], fields: Sequence[str]) -> NDArray[np.float64]:
-    return np.array([[row[field] for field in fields] for row in rows], dtype=np.float64)
+def table_of_rows(
+    rule: Rule,
+    groups: Sequence[Group],
+    layer_options: Sequence[tuple[int, bool]],
+    fields: Sequence[str],
+) -> NDArray[np.float64]:
+    """The rows of hyper-parameters of distinct (group, excluded), in a kernel's order of fields."""
+    table = np.empty((len(layer_options), len(fields)))
+    for numbers, (number, excluded) in zip(table, layer_options, strict=True):
+        row = row_of(rule, groups[number], excluded)
+        numbers[:] = [row[field] for field in fields]
+        numbers.view(np.int64)[fields.index("lr_address")] = row["lr_address"]
+    return table
 
 
 def _telemetry(built: _Built, *, scanned: bool = True) -> Telemetry:

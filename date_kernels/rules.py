@@ -1,8 +1,7 @@
 """The families of rules: their states, their options and the rows of numbers that kernels read.
 
 This is the only Python list of rules; ``csrc/rules/all.h`` is the C++ one. A *group* is a dict of
-plain scalars with torch's names; a *row* holds what a kernel needs of it at one step, derived in
-float64.
+plain scalars with torch's names; a *row* holds what a kernel needs of it, derived in float64.
 """
 
 from __future__ import annotations
@@ -25,10 +24,6 @@ from .options import (
 )
 
 
-def _nothing(group: Group, k: int) -> dict[str, float]:
-    return {}
-
-
 @dataclass(frozen=True)
 class Rule:
     """A family of rules.
@@ -48,10 +43,7 @@ class Rule:
     check : callable
         Raises ValueError for options that contradict each other or leave their range.
     constants : callable
-        ``constants(group)``: the rule's own numbers that no step changes.
-    at_step : callable
-        ``at_step(group, k)``: those of the layer's step ``k``, 1-based. Kernels that count steps on
-        their device derive these themselves (`date_kernels.triton_rules`).
+        ``constants(group)``: the rule's own numbers (`row_of`).
     variants : mapping
         Options by name that together reach every loop and every option of the rule: what tests
         and benchmarks run over.
@@ -70,7 +62,6 @@ class Rule:
     constants: Callable[[Group], dict[str, float]]
     variants: Mapping[str, Mapping[str, Any]]
     starts: Mapping[str, str] = field(default_factory=dict)
-    at_step: Callable[[Group, int], dict[str, float]] = _nothing
     torch_saves_step: bool = True
 
     def start(self, state: str, group: Group) -> float:
@@ -252,17 +243,23 @@ def needs_step(rule: Rule, group: Group) -> bool:
     return moving or rule.counts_steps(group)
 
 
-def rate(group: Group, k: int) -> float:
-    """The learning rate of step `k`, 1-based; only AdaGrad's decays by itself, as torch's."""
-    return float(group["lr"]) / (1.0 + (k - 1) * float(group.get("lr_decay", 0.0)))
+def row_of(rule: Rule, group: Group, excluded: bool) -> dict[str, float]:
+    """The numbers of a layer's options by the names of ``csrc/row.h`` and of its rule's header.
 
-
-def hyper_constants(rule: Rule, group: Group, excluded: bool) -> dict[str, float]:
-    """What no step changes of a layer's row of hyper-parameters, its rate aside."""
+    No step changes them: kernels work out what it adds (a decaying rate, bias corrections, moving
+    bounds) from the layer's own counter. ``lr_address`` is an address, 0 for a rate in ``lr``.
+    """
+    lr = group["lr"]
+    on_device = isinstance(lr, DeviceNumber)
     decay = 0.0 if excluded else float(group["weight_decay"])
     place = group["weight_decay_in"]
     scaling = group["momentum_scaling"]
+    moving = group["trust_bounds"] == "adabound"
+    phi = group["trust_weight_norm_bounds"] or (0.0, math.inf)
     return {
+        "lr": 0.0 if on_device else float(lr),
+        "lr_address": lr.address if on_device else 0,
+        "lr_double": float(on_device and lr.is_double),
         "lr_decay": float(group.get("lr_decay", 0.0)),
         "lr_inside": float(scaling == "inside"),
         "ratio_inside": float(scaling != "outside"),
@@ -272,59 +269,20 @@ def hyper_constants(rule: Rule, group: Group, excluded: bool) -> dict[str, float
         "weights_decay": decay if place == "weights" else 0.0,
         "of_update": float(group["trust_of"] == "update"),
         "measured_decay": decay if group["trust_weight_decay"] == "combined" else 0.0,
-        **rule.constants(group),
-    }
-
-
-def hyper_row(
-    rule: Rule, group: Group, excluded: bool, k: int, grad_scale: float
-) -> dict[str, float]:
-    """The row of hyper-parameters of a layer at its step `k`, 1-based (``csrc/rules``)."""
-    row = hyper_constants(rule, group, excluded)
-    lr = rate(group, k)
-    return {
-        **row,
-        "lr": lr,
-        "gradient_scale": row["sign"] / grad_scale,
-        "weight_scale": 1.0 - lr * row["weights_decay"],
-        **rule.at_step(group, k),
-    }
-
-
-def trust_constants(group: Group, excluded: bool) -> dict[str, float]:
-    """What no step changes of a layer's row of the bounded trust ratio."""
-    moving = group["trust_bounds"] == "adabound"
-    phi = group["trust_weight_norm_bounds"] or (0.0, math.inf)
-    added = group["trust_weight_decay"] == "added" and not excluded
-    return {
         "coefficient": float(group["trust_coefficient"]),
         "lower": float(group["trust_lower"]),
         "upper": float(group["trust_upper"]),
-        "eps": float(group["trust_eps"]),
+        "trust_eps": float(group["trust_eps"]),
         "zero_norm": float(group["trust_zero_norm"]),
-        "added_decay": float(group["weight_decay"]) if added else 0.0,
+        "added_decay": decay if group["trust_weight_decay"] == "added" else 0.0,
         "weight_norm_lower": phi[0],
         "weight_norm_upper": phi[1],
         "clip_by_lr": float(group["trust_clip_by_lr"]),
         "moving": float(moving),
         "final": float(group["trust_final"]) if moving else 0.0,
         "gamma": float(group["trust_gamma"]) if moving else 0.0,
+        **rule.constants(group),
     }
-
-
-def trust_row(group: Group, excluded: bool, k: int) -> dict[str, float]:
-    """The row of the bounded trust ratio of a layer at its step `k`, 1-based.
-
-    The moving bounds are AdaBound's (Luo et al. 2019), which DATE names as the model of its own.
-    """
-    row = trust_constants(group, excluded)
-    if row["moving"]:
-        final, gamma = row["final"], row["gamma"]
-        row["lower"], row["upper"] = (
-            final * (1 - 1 / (gamma * k + 1)),
-            final * (1 + 1 / (gamma * k)),
-        )
-    return {**row, "lr": rate(group, k)}
 
 
 def _check_sgd(group: Group) -> None:
@@ -345,10 +303,6 @@ def _sgd_constants(group: Group) -> dict[str, float]:
     }
 
 
-def _sgd_at_step(group: Group, k: int) -> dict[str, float]:
-    return {"one_minus_dampening": 1.0} if k == 1 else {}
-
-
 SGD = Rule(
     name="sgd",
     states=("momentum_buffer",),
@@ -363,7 +317,6 @@ SGD = Rule(
     counts_steps=lambda group: bool(group["momentum"] != 0 and group["dampening"] != 0),
     check=_check_sgd,
     constants=_sgd_constants,
-    at_step=_sgd_at_step,
     variants={
         "plain": {},
         "momentum": {"momentum": 0.9},
@@ -489,15 +442,6 @@ def _adam_constants(group: Group) -> dict[str, float]:
     }
 
 
-def _adam_at_step(group: Group, k: int) -> dict[str, float]:
-    beta1, beta2 = map(float, group["betas"])
-    corrected = group["bias_correction"]
-    return {
-        "mean_scale": 1.0 / (1.0 - beta1**k) if corrected else 1.0,
-        "root_scale": 1.0 / math.sqrt(1.0 - beta2**k) if corrected else 1.0,
-    }
-
-
 ADAM = Rule(
     name="adam",
     states=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
@@ -510,7 +454,6 @@ ADAM = Rule(
     counts_steps=lambda group: True,
     check=_check_adam,
     constants=_adam_constants,
-    at_step=_adam_at_step,
     variants={
         "plain": {},
         "amsgrad": {"betas": (0.8, 0.95), "amsgrad": True},

@@ -80,7 +80,7 @@ COMMON_FIELDS = (
     "coefficient",
     "lower",
     "upper",
-    "eps",
+    "trust_eps",
     "zero_norm",
     "added_decay",
     "weight_norm_lower",
@@ -108,7 +108,7 @@ MEASURED_DECAY = tl.constexpr(COMMON_FIELDS.index("measured_decay"))
 COEFFICIENT = tl.constexpr(COMMON_FIELDS.index("coefficient"))
 LOWER = tl.constexpr(COMMON_FIELDS.index("lower"))
 UPPER = tl.constexpr(COMMON_FIELDS.index("upper"))
-EPS = tl.constexpr(COMMON_FIELDS.index("eps"))
+EPS = tl.constexpr(COMMON_FIELDS.index("trust_eps"))
 ZERO_NORM = tl.constexpr(COMMON_FIELDS.index("zero_norm"))
 ADDED_DECAY = tl.constexpr(COMMON_FIELDS.index("added_decay"))
 WEIGHT_NORM_LOWER = tl.constexpr(COMMON_FIELDS.index("weight_norm_lower"))

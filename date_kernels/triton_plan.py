@@ -38,7 +38,7 @@ from .layers import (
     name_in,
     states_of,
 )
-from .options import DeviceNumber, Group
+from .options import Group
 from .plan import (
     Options,
     check_groups,
@@ -46,9 +46,10 @@ from .plan import (
     differ_in_rates_alone,
     find_rule,
     structure_of,
+    table_of_rows,
 )
 from .reference import Telemetry
-from .rules import hyper_constants, is_measured, trust_constants
+from .rules import is_measured
 from .triton_engine import (
     CLOCK,
     COMMON,
@@ -60,7 +61,6 @@ from .triton_engine import (
     ITEM,
     LAYER,
     LINE,
-    LR_ADDRESS,
     MAX_NORM,
     MEASURES,
     ONE,
@@ -375,21 +375,10 @@ class TritonPlan:
 
     def _rows(self, built: _Built, groups: Sequence[Group]) -> NDArray[np.int64]:
         """The rows of options, one after the other."""
-        rows = np.zeros((len(built.layer_options), self._width))
-        for row, (number, excluded) in zip(rows, built.layer_options, strict=True):
-            group = groups[number]
-            hyper = hyper_constants(self.rule, group, excluded)
-            common = {**hyper, **trust_constants(group, excluded), "lr_address": 0.0}
-            lr = group["lr"]
-            on_device = isinstance(lr, DeviceNumber)
-            common["lr"] = 0.0 if on_device else float(lr)
-            common["lr_double"] = float(on_device and lr.dtype == torch.float64)
-            row[: COMMON.value + len(self._functions.fields)] = [
-                *(common[field] for field in COMMON_FIELDS),
-                *(hyper[field] for field in self._functions.fields),
-            ]
-            if on_device:
-                row.view(np.int64)[LR_ADDRESS.value] = lr.address
+        fields = (*COMMON_FIELDS, *self._functions.fields)
+        table = table_of_rows(self.rule, groups, built.layer_options, fields)
+        rows = np.zeros((len(table), self._width))
+        rows[:, : len(fields)] = table
         return rows.view(np.int64).ravel()
 
     def _upload(self, built: _Built, words: NDArray[np.int64]) -> None:

@@ -179,28 +179,27 @@ class Recorded:
         verdict: tuple[float, float, bool] = self._engine.verdict
         return verdict
 
-    def assign_rows(self) -> list[tuple[int, int]]:
-        keys: list[tuple[int, int]] = self._engine.assign_rows()
-        self._rows = len(keys)
-        return keys
+    def check_counters(self) -> None:
+        self._engine.check_counters()
 
     def run(
         self,
-        tables: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]],
+        tables: tuple[NDArray[np.int64], NDArray[np.float64]],
         threads: int,
+        grad_scale: float,
         max_grad_norm: float,
         skip_nonfinite: bool,
     ) -> None:
         types = (native.module().TYPES[code] for code in self._table[:, GRADIENT_TYPE])
         sizes = (ITEM_SIZES[dtype] for dtype in types)
         lengths = (size * length for size, length in zip(sizes, self._table[:, SIZE], strict=True))
-        gradients, *rows = tables
+        gradients, rows = tables
         memory = zip(map(int, gradients), map(int, lengths), strict=True)
         step = [block(ctypes.string_at(address, n) if n else b"") for address, n in memory]
-        step += [integers(self._rows), *(block(table.tobytes()) for table in rows)]
-        step += [struct.pack("<dq", max_grad_norm, skip_nonfinite)]
+        step += [block(rows.tobytes())]
+        step += [struct.pack("<ddq", grad_scale, max_grad_norm, skip_nonfinite)]
         self._steps.append(b"".join(step))
-        self._engine.run(tables, threads, max_grad_norm, skip_nonfinite)
+        self._engine.run(tables, threads, grad_scale, max_grad_norm, skip_nonfinite)
         self._told.append(self.reports.tobytes() + struct.pack("<3d", *self.verdict))
         self._left = [array.read() for array in self.arrays]
 

@@ -32,7 +32,7 @@ from reference_run import (
 
 from date_kernels import RULES, reference
 from date_kernels.reference import Layer
-from date_kernels.rules import hyper_row
+from date_kernels.rules import row_of
 from date_kernels.testing import BOUNDS, Rounding, Term, assert_close, tolerance
 from date_kernels.testing import exact as exact_term
 
@@ -50,6 +50,20 @@ def exact(layer: Layer, scale: float = 1.0) -> Layer:
     return replace(layer, weight=layer.weight.copy(), gradient=scale * layer.gradient, state=state)
 
 
+def at_step(layer: Layer) -> dict[str, float]:
+    """Return the layer's row, and what its step adds to it."""
+    row, k = row_of(RULES[layer.rule], layer.group, False), layer.k
+    row["lr"] /= 1 + (k - 1) * row["lr_decay"]
+    row["weight_scale"] = 1 - row["lr"] * row["weights_decay"]
+    if layer.rule == "sgd" and k == 1:
+        row["one_minus_dampening"] = 1.0
+    if layer.rule == "adam":
+        corrected = row["bias_correction"] != 0
+        row["mean_scale"] = 1 / (1 - row["beta1"] ** k) if corrected else 1.0
+        row["root_scale"] = (1 - row["beta2"] ** k) ** -0.5 if corrected else 1.0
+    return row
+
+
 def kernel_step(layer: Layer, ratio: float, scale: float = 1.0) -> Layer:
     """Return the layer after the step of ``csrc/rules``, transcribed, in float32.
 
@@ -59,7 +73,7 @@ def kernel_step(layer: Layer, ratio: float, scale: float = 1.0) -> Layer:
         What the kernel multiplies the gradient by.
     """
     f: Any = np.float32
-    numbers = hyper_row(RULES[layer.rule], layer.group, False, layer.k, 1 / scale)
+    numbers = at_step(layer)
     lr, lr_inside, ratio_inside = (numbers[key] for key in ("lr", "lr_inside", "ratio_inside"))
     row = {key: f(value) for key, value in numbers.items()}
     inside = f((lr if lr_inside else 1) * (ratio if ratio_inside else 1))

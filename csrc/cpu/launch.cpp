@@ -101,28 +101,18 @@ Engine::Engine(int family, const Target& target, std::vector<Layer> layers_of_pl
   arrived_.resize(layers.size());
   published_.resize(layers.size());
   next_.resize(items_.size());
-  row_keys_.reserve(layers.size());
 }
 
-std::span<const RowKey> Engine::assign_rows() {
-  row_keys_.clear();
-  for (Layer& layer : layers) {
+void Engine::check_counters() const {
+  for (const Layer& layer : layers) {
     const float taken = layer.step != nullptr ? *layer.step : 0;
-    if (!(taken >= 0 && taken <= kMostSteps))
+    if (!(taken >= 0 && taken <= kMostSteps)) {
       throw std::invalid_argument(std::to_string(&layer - layers.data()));
-    const RowKey key{layer.options, static_cast<std::int64_t>(taken) + 1};
-    // Neighbours mostly share a row: look from the newest back.
-    const auto found = std::find(row_keys_.rbegin(), row_keys_.rend(), key);
-    layer.row = static_cast<std::int32_t>(row_keys_.rend() - found) - 1;
-    if (found == row_keys_.rend()) {
-      layer.row = static_cast<std::int32_t>(row_keys_.size());
-      row_keys_.push_back(key);
     }
   }
-  return row_keys_;
 }
 
-void Engine::run(const double* rows, const TrustRow* trust, int threads, double max_grad_norm,
+void Engine::run(const double* rows, int threads, double grad_scale, double max_grad_norm,
                  bool skip_nonfinite) {
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
   std::fill(reports.begin(), reports.end(), LayerReport{kNan, kNan, kNan, 1, 0, 0});
@@ -132,7 +122,7 @@ void Engine::run(const double* rows, const TrustRow* trust, int threads, double 
                   .n_scans = scans_,
                   .layers = layers.data(),
                   .rows = rows,
-                  .trust = trust,
+                  .grad_scale = grad_scale,
                   .slots = slots_.data(),
                   .n_slots = static_cast<std::int64_t>(slots_.size()),
                   .arrived = arrived_.data(),

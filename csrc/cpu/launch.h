@@ -21,13 +21,6 @@ std::span<const Family> families();
 /// The shared object that the OpenMP runtime was loaded from.
 const char* openmp_library();
 
-/// One layer's options at one step share a row of hyper-parameters.
-struct RowKey {
-  std::int32_t options;
-  std::int64_t step;
-  bool operator==(const RowKey&) const = default;
-};
-
 /// A plan with its memory. Nothing below allocates once it is made.
 class Engine {
  public:
@@ -35,12 +28,11 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  /// Gives each layer its row from its options and its step counter; returns the distinct rows in order.
-  /// Throws std::invalid_argument with the layer's index where the counter holds no count of steps.
-  std::span<const RowKey> assign_rows();
+  /// Throws std::invalid_argument with a layer's index where its counter holds no count of steps.
+  void check_counters() const;
 
-  /// One step. `rows` and `trust` stand in the order of assign_rows().
-  void run(const double* rows, const TrustRow* trust, int threads, double max_grad_norm, bool skip_nonfinite);
+  /// One step. `rows` holds a row of hyper-parameters for each of the layers' options.
+  void run(const double* rows, int threads, double grad_scale, double max_grad_norm, bool skip_nonfinite);
 
   /// The step that must not happen (found_inf): only the reports say so.
   void skip();
@@ -54,7 +46,6 @@ class Engine {
 
   const Worker worker_;
   const std::vector<Item> items_;
-  std::vector<RowKey> row_keys_;
   std::vector<Sums> slots_;
   std::vector<std::uint32_t> arrived_, published_;
   std::vector<std::int64_t> next_;

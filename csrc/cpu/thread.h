@@ -292,9 +292,9 @@ class Thread {
 
   /// f(chunk) in the arithmetic of the layer.
   template <template <class> class Rule, class Row, class F>
-  void visit(const Layer& layer, const Row& row, double clip, const Item& item, F f) const {
+  void visit(const Layer& layer, const Row& row, const Moment& now, const Item& item, F f) const {
     const auto in = [&]<class T>(std::type_identity<T>) {
-      f(ThreadChunk<Rule<T>>(layer, Rule<T>(row, clip), item.begin, item.end));
+      f(ThreadChunk<Rule<T>>(layer, Rule<T>(row, now), item.begin, item.end));
     };
     layer.weights_type == Type::float64 ? in(std::type_identity<double>()) : in(std::type_identity<float>());
   }

@@ -22,8 +22,8 @@ struct Adadelta : Common<T> {
   T rho, one_minus_rho, eps;
   static constexpr int variant = 0;
 
-  Adadelta(const Row& row, double clip)
-      : Common<T>(row, clip),
+  Adadelta(const Row& row, const Moment& now)
+      : Common<T>(row, now),
         rho(static_cast<T>(row.rho)),
         one_minus_rho(static_cast<T>(row.one_minus_rho)),
         eps(static_cast<T>(row.eps)) {}

@@ -7,7 +7,7 @@ struct AdagradRow : CommonRow {
   double eps;
 };
 
-/// AdaGrad (Duchi et al. 2011) with torch's semantics; the row's rate has its decay in it.
+/// AdaGrad (Duchi et al. 2011) with torch's semantics; the rate has its decay in it.
 template <class T>
 struct Adagrad : Common<T> {
   using Row = AdagradRow;
@@ -21,7 +21,7 @@ struct Adagrad : Common<T> {
   T eps;
   static constexpr int variant = 0;
 
-  Adagrad(const Row& row, double clip) : Common<T>(row, clip), eps(static_cast<T>(row.eps)) {}
+  Adagrad(const Row& row, const Moment& now) : Common<T>(row, now), eps(static_cast<T>(row.eps)) {}
 
   template <int V>
   DK_INLINE T direction(T w, T g, T (&s)[kStates], T) const {

@@ -22,8 +22,8 @@ struct Lion : Common<T> {
   T beta1, one_minus_beta1, beta2, one_minus_beta2;
   static constexpr int variant = 0;
 
-  Lion(const Row& row, double clip)
-      : Common<T>(row, clip),
+  Lion(const Row& row, const Moment& now)
+      : Common<T>(row, now),
         beta1(static_cast<T>(row.beta1)),
         one_minus_beta1(static_cast<T>(row.one_minus_beta1)),
         beta2(static_cast<T>(row.beta2)),

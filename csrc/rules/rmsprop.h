@@ -25,8 +25,8 @@ struct Rmsprop : Common<T> {
   T alpha, one_minus_alpha, eps_inside, eps_outside, momentum;
   int variant;
 
-  Rmsprop(const Row& row, double clip)
-      : Common<T>(row, clip),
+  Rmsprop(const Row& row, const Moment& now)
+      : Common<T>(row, now),
         alpha(static_cast<T>(row.alpha)),
         one_minus_alpha(static_cast<T>(row.one_minus_alpha)),
         eps_inside(static_cast<T>(row.eps_inside)),

@@ -1,6 +1,7 @@
 // The contract of a rule (see rules/adagrad.h for the smallest one):
 //
-//   Row                     its hyper-parameters as doubles, CommonRow first; kFields names them in order
+//   Row                     its hyper-parameters as doubles, CommonRow first; kFields names them in order.
+//                           They are options alone: what the step adds is worked out in the constructor
 //   kStateKeys, kStates     torch's keys of its states, in order, and how many there are
 //   kVariants, kUses        loops it has, and which states each reads and writes; `variant` says which one
 //   the row asks for direction<V>(w, g, s, in)  advances the states in s and returns the direction u; `in`
@@ -8,24 +9,15 @@
 //   kConcludes              variants whose direction is a function of the advanced states alone:
 //   conclude<V>(s)          that function
 //
-// A rule is made from a row once a chunk, holds its numbers in the arithmetic's type, and knows neither
-// chunks nor tensors.
+// A rule is made from a row and a moment once a chunk, holds its numbers in the arithmetic's type, and knows
+// neither chunks nor tensors.
 #pragma once
 #include <cmath>
 
 #include "../arch.h"
+#include "../row.h"
 
 namespace dk::DK_ARCH {
-
-/// How every rule prepares the gradient, where the rate, the ratio and the weight decay go, and what the
-/// ratio is of.
-struct CommonRow {
-  double lr, lr_inside, ratio_inside, gradient_scale, gradient_decay, update_decay, weight_scale, of_update,
-      measured_decay;
-};
-#define DK_COMMON_FIELDS                                                                                 \
-  "lr", "lr_inside", "ratio_inside", "gradient_scale", "gradient_decay", "update_decay", "weight_scale", \
-      "of_update", "measured_decay"
 
 /// `in` multiplies what enters the momentum buffer, `out` the direction.
 template <class T>
@@ -36,26 +28,26 @@ struct Scale {
 template <class T>
 struct Common {
   using Value = T;
-  double lr, lr_inside, ratio_inside;
+  double lr;
+  bool lr_inside, ratio_inside, of_update;
   T scale, gradient_decay, update_decay, weight_scale, measured_decay;
-  bool of_update;
 
-  Common(const CommonRow& row, double clip)
-      : lr(row.lr),
-        lr_inside(row.lr_inside),
-        ratio_inside(row.ratio_inside),
-        scale(static_cast<T>(row.gradient_scale * clip)),
+  Common(const CommonRow& row, const Moment& now)
+      : lr(rate(row, now.k)),
+        lr_inside(row.lr_inside != 0),
+        ratio_inside(row.ratio_inside != 0),
+        of_update(row.of_update != 0),
+        scale(static_cast<T>(row.sign / now.grad_scale * now.clip)),
         gradient_decay(static_cast<T>(row.gradient_decay)),
         update_decay(static_cast<T>(row.update_decay)),
-        weight_scale(static_cast<T>(row.weight_scale)),
-        measured_decay(static_cast<T>(row.measured_decay)),
-        of_update(row.of_update != 0) {}
+        weight_scale(static_cast<T>(1 - lr * row.weights_decay)),
+        measured_decay(static_cast<T>(row.measured_decay)) {}
 
   /// The three forms of momentum scaling are one formula: rate and ratio stand either inside the buffer or
   /// outside it.
   DK_INLINE Scale<T> place(double ratio) const {
-    const double in = (lr_inside != 0 ? lr : 1) * (ratio_inside != 0 ? ratio : 1);
-    const double out = (lr_inside != 0 ? 1 : lr) * (ratio_inside != 0 ? 1 : ratio);
+    const double in = (lr_inside ? lr : 1) * (ratio_inside ? ratio : 1);
+    const double out = (lr_inside ? 1 : lr) * (ratio_inside ? 1 : ratio);
     return {static_cast<T>(in), static_cast<T>(out)};
   }
 

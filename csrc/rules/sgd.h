@@ -8,7 +8,7 @@ struct SgdRow : CommonRow {
 };
 
 /// SGD, momentum and Nesterov with torch's semantics. The first step's b = d needs no case of its own:
-/// buffers start at zero and the first step's row has one_minus_dampening = 1.
+/// buffers start at zero and the first step is undamped.
 template <class T>
 struct Sgd : Common<T> {
   using Row = SgdRow;
@@ -23,10 +23,10 @@ struct Sgd : Common<T> {
   T momentum, one_minus_dampening;
   int variant;
 
-  Sgd(const Row& row, double clip)
-      : Common<T>(row, clip),
+  Sgd(const Row& row, const Moment& now)
+      : Common<T>(row, now),
         momentum(static_cast<T>(row.momentum)),
-        one_minus_dampening(static_cast<T>(row.one_minus_dampening)),
+        one_minus_dampening(static_cast<T>(now.k == 1 ? 1 : row.one_minus_dampening)),
         variant(row.momentum == 0   ? kPlain
                 : row.nesterov == 0 ? kMomentum
                                     : kNesterov) {}

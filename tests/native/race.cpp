@@ -94,7 +94,6 @@ class Steps {
                .slot = slots,
                .measures = 0,
                .options = 0,
-               .row = 0,
                .weights_type = Type::float32,
                .gradient_type = Type::float32,
                .rounded_type = Type::float32};
@@ -121,7 +120,7 @@ class Steps {
                     .n_scans = scans_,
                     .layers = layers_.data(),
                     .rows = &row_.lr,
-                    .trust = &trust_,
+                    .grad_scale = 1,
                     .slots = slots_.data(),
                     .n_slots = static_cast<std::int64_t>(slots_.size()),
                     .arrived = arrived_,
@@ -186,14 +185,29 @@ class Steps {
   }
 
   RmspropRow row_{{.lr = 0.01,
+                   .lr_address = 0,
+                   .lr_double = 0,
+                   .lr_decay = 0,
                    .lr_inside = 0,
                    .ratio_inside = 0,
-                   .gradient_scale = 1,
+                   .sign = 1,
                    .gradient_decay = 0.01,
                    .update_decay = 0,
-                   .weight_scale = 1,
+                   .weights_decay = 0,
                    .of_update = 0,
-                   .measured_decay = 0},
+                   .measured_decay = 0,
+                   .coefficient = 1,
+                   .lower = 0.01,
+                   .upper = 10,
+                   .trust_eps = 0,
+                   .zero_norm = 1,
+                   .added_decay = 0.01,
+                   .weight_norm_lower = 0,
+                   .weight_norm_upper = 100,
+                   .clip_by_lr = 0,
+                   .moving = 0,
+                   .final = 0,
+                   .gamma = 0},
                   0.9,
                   0.1,
                   0,
@@ -206,16 +220,6 @@ class Steps {
   std::vector<Sums> slots_;
   std::vector<std::int64_t> next_;
   std::int64_t scans_ = 0;
-  TrustRow trust_{.coefficient = 1,
-                  .lower = 0.01,
-                  .upper = 10,
-                  .eps = 0,
-                  .zero_norm = 1,
-                  .added_decay = 0.01,
-                  .weight_norm_lower = 0,
-                  .weight_norm_upper = 100,
-                  .clip_by_lr = 0,
-                  .lr = 0.01};
   std::uint32_t arrived_[kLayers] = {}, published_[kLayers] = {};
   LayerReport reports_[kLayers] = {};
   Verdict verdict_{};

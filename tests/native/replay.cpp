@@ -104,17 +104,15 @@ void replay(const char* path, std::FILE* result, int threads, const std::string&
     std::vector<Block> gradients;
     for (std::int64_t i = 0; i < n_layers; ++i) gradients.push_back(in.block());
     for (std::int64_t i = 0; i < n_layers; ++i) engine.layers[i].gradient = gradients[i].data();
-    const auto n_rows = in.value<std::int64_t>();
-    const Block rows = in.block(), trust = in.block();
+    const Block rows = in.block();
+    const auto grad_scale = in.value<double>();
     const auto max_grad_norm = in.value<double>();
     const auto skip_nonfinite = in.value<std::int64_t>() != 0;
-    if (static_cast<std::int64_t>(engine.assign_rows().size()) != n_rows) {
-      throw std::runtime_error("the layers need other rows");
-    }
+    engine.check_counters();
     const dk::FpMode before = dk::fp_mode();
     set_mode(mode);
-    engine.run(reinterpret_cast<const double*>(rows.data()),
-               reinterpret_cast<const dk::TrustRow*>(trust.data()), threads, max_grad_norm, skip_nonfinite);
+    engine.run(reinterpret_cast<const double*>(rows.data()), threads, grad_scale, max_grad_norm,
+               skip_nonfinite);
     dk::set_fp_mode(before);
     bool restored = true;
 #pragma omp parallel num_threads(threads) reduction(&& : restored)
