@@ -835,7 +835,9 @@ def layerwise_step(
             tl.store(verdict + TOTAL_NORM, float("nan"))
             tl.store(verdict + CLIP, 1.0)
             tl.store(verdict + STOP, found.to(tl.float64))
-        if stopped == 0:
+            tl.debug_barrier()
+        # Not `stopped`: a program that found no item left has not asked what was decided.
+        if tl.load(verdict + STOP) == 0:
             advance_steps(layers, first, first + n_layers, reports)
         tl.store(clock + TICKET * LINE, 0)
         tl.store(clock + LEFT * LINE, 0)

@@ -280,6 +280,16 @@ def test_a_gradient_that_is_not_finite_stops_the_step(pairs: int) -> None:
     assert plan.builds == 1
 
 
+def test_a_program_without_items_counts_no_step_that_was_stopped() -> None:
+    """The last to leave has asked nobody what was decided: one item behind one SCAN, two programs."""
+    [weights], [grad] = random_tensors((300,), 0), random_tensors((300,), 1)
+    grad[-1] = math.nan
+    group = {**TRUST, "on_nonfinite": "skip"}
+    call = moved(make_call("adam", [weights], [grad], group, taken=1), DEVICE)
+    with unchanged(call.written()):
+        assert call.take(small_chunks("adam").step).skipped.all()
+
+
 @pytest.mark.parametrize("of", ["gradient", "update"])
 @pytest.mark.parametrize("size", [300, 2 * LEAF + 9])
 @pytest.mark.parametrize("rule", FULL)
