@@ -7,4 +7,10 @@
 #error "compile with -DDK_ARCH=<name of the instruction set>"
 #endif
 
+#if defined(__CUDACC__)
+#define DK_INLINE __host__ __device__ __forceinline__
+#define DK_WORK __device__ __forceinline__
+#else
 #define DK_INLINE inline __attribute__((always_inline))
+#define DK_WORK inline
+#endif

@@ -1,13 +1,19 @@
 // pybind11 only; no logic.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
+#include <cstring>
 #include <memory>
 #include <span>
 #include <stdexcept>
 #include <vector>
 
 #include "cpu/launch.h"
+#ifdef DK_CUDA
+#include "cuda/launch.h"
+#endif
 #include "memory.h"
 
 namespace py = pybind11;
@@ -26,26 +32,15 @@ std::unique_ptr<dk::Memory> make_memory(const py::object& exchange, const py::li
   return memory;
 }
 
-/// layers: (n, 8 + kMaxStates) = weights, its type, the gradient's type, rounded, its type, step, size,
-/// options, states...; items: (m, 4) = begin, end, layer, kind.
+/// layers: (n, 12), as dk::Layer; items: (m, 4) = begin, end, layer, kind.
 std::unique_ptr<dk::Engine> make_engine(int family, int target, const Integers& layer_table,
                                         const Integers& item_table) {
-  const auto l = layer_table.unchecked<2>();
-  const auto t = item_table.unchecked<2>();
-  std::vector<dk::Layer> layers(l.shape(0));
-  for (py::ssize_t i = 0; i < l.shape(0); ++i) {
-    dk::Layer& layer = layers[i];
-    layer = {};
-    layer.weights = reinterpret_cast<void*>(l(i, 0));
-    layer.weights_type = static_cast<dk::Type>(l(i, 1));
-    layer.gradient_type = static_cast<dk::Type>(l(i, 2));
-    layer.rounded = reinterpret_cast<void*>(l(i, 3));
-    layer.rounded_type = static_cast<dk::Type>(l(i, 4));
-    layer.step = reinterpret_cast<float*>(l(i, 5));
-    layer.size = l(i, 6);
-    layer.options = static_cast<std::int32_t>(l(i, 7));
-    for (int k = 0; k < dk::kMaxStates; ++k) layer.states[k] = reinterpret_cast<void*>(l(i, 8 + k));
+  if (layer_table.ndim() != 2 || layer_table.shape(1) * sizeof(std::int64_t) != sizeof(dk::Layer)) {
+    throw std::invalid_argument("layers: a row is not a layer");
   }
+  std::vector<dk::Layer> layers(layer_table.shape(0));
+  if (!layers.empty()) std::memcpy(layers.data(), layer_table.data(), layer_table.nbytes());
+  const auto t = item_table.unchecked<2>();
   std::vector<dk::Item> items(t.shape(0));
   for (py::ssize_t i = 0; i < t.shape(0); ++i) {
     items[i] = {t(i, 0), t(i, 1), static_cast<std::int32_t>(t(i, 2)), static_cast<dk::Kind>(t(i, 3))};
@@ -59,13 +54,49 @@ void run(dk::Engine& engine, const py::tuple& tables, int threads, double grad_s
          bool skip_nonfinite) {
   const auto gradients = py::reinterpret_borrow<Integers>(tables[0]);
   const auto rows = py::reinterpret_borrow<Doubles>(tables[1]);
-  for (std::size_t i = 0; i < engine.layers.size(); ++i) {
-    engine.layers[i].gradient = reinterpret_cast<void*>(gradients.data()[i]);
-  }
+  static_assert(sizeof(void*) == sizeof(std::int64_t));
+  const auto* const addresses = reinterpret_cast<const void* const*>(gradients.data());
   const double* const row = rows.data();
   const py::gil_scoped_release release;
-  engine.run(row, threads, grad_scale, max_grad_norm, skip_nonfinite);
+  engine.run(addresses, row, threads, grad_scale, max_grad_norm, skip_nonfinite);
 }
+
+#ifdef DK_CUDA
+/// tables: the addresses in device memory of items, layers, gradients, rows, slots, arrived, published,
+/// reports, verdict and clock; counts: of items, scans, the first layer, layers and slots.
+void cuda_launch(int family, int weights, int gradient, const std::array<std::intptr_t, 10>& tables,
+                 const std::array<std::int64_t, 5>& counts, std::pair<std::intptr_t, double> grad_scale,
+                 std::pair<std::intptr_t, double> found_inf, double max_grad_norm, bool skip_nonfinite,
+                 bool judged, int device, std::intptr_t stream) {
+  const auto at = [&]<class T>(std::size_t i, T*& pointer) { pointer = reinterpret_cast<T*>(tables[i]); };
+  const auto number = [](const std::pair<std::intptr_t, double>& n) {
+    return dk::Number{reinterpret_cast<const float*>(n.first), n.second};
+  };
+  dk::Plan plan{};
+  at(0, plan.items);
+  at(1, plan.layers);
+  at(2, plan.gradients);
+  at(3, plan.rows);
+  at(4, plan.slots);
+  at(5, plan.arrived);
+  at(6, plan.published);
+  at(7, plan.reports);
+  at(8, plan.verdict);
+  at(9, plan.clock);
+  plan.n_items = counts[0];
+  plan.n_scans = counts[1];
+  plan.first_layer = counts[2];
+  plan.n_layers = counts[3];
+  plan.n_slots = counts[4];
+  plan.grad_scale = number(grad_scale);
+  plan.found_inf = number(found_inf);
+  plan.max_grad_norm = max_grad_norm;
+  plan.skip_nonfinite = skip_nonfinite;
+  plan.judged = judged;
+  dk::cuda::launch(family, static_cast<dk::Type>(weights), static_cast<dk::Type>(gradient), plan, device,
+                   reinterpret_cast<void*>(stream));
+}
+#endif
 
 py::tuple names(std::span<const char* const> all) {
   py::list list;
@@ -93,6 +124,16 @@ PYBIND11_MODULE(_native, m) {
     families[family.name] = py::make_tuple(families.size(), names(family.fields), names(family.states));
   }
   m.attr("FAMILIES") = families;
+#ifdef DK_CUDA
+  m.attr("HAS_CUDA") = true;
+  m.def("cuda_why_not", &dk::cuda::why_not, py::arg("device"));
+  m.def("cuda_launch", &cuda_launch, py::arg("family"), py::arg("weights"), py::arg("gradient"),
+        py::arg("tables"), py::arg("counts"), py::arg("grad_scale"), py::arg("found_inf"),
+        py::arg("max_grad_norm"), py::arg("skip_nonfinite"), py::arg("judged"), py::arg("device"),
+        py::arg("stream"));
+#else
+  m.attr("HAS_CUDA") = false;
+#endif
   m.def("targets", [] {
     py::list all;
     for (const dk::Target& target : dk::targets()) all.append(py::make_tuple(target.name, target.supported));

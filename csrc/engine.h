@@ -1,15 +1,17 @@
 // Norms, ratio and update of every layer in ONE launch. A worker is whatever the Device says: an OS thread, a
-// test's delayed thread. Workers claim items in list order from one ticket. Every item waits only for items
-// with smaller tickets, and each worker finishes its tickets in order, so the smallest unfinished ticket can
+// thread block, a test's delayed thread. Every lane of a worker runs every line; only the Device knows that
+// there are lanes. Workers claim items in list order from one ticket. Every item waits only for items with
+// smaller tickets, and each worker finishes its tickets in order, so the smallest unfinished ticket can
 // always run: no deadlock with any number of workers.
 //
-// What the list must hold (date_kernels/plan.py builds and checks it): SCANs come first, and a layer's
-// MEASUREs stand together.
+// What the list must hold (date_kernels/items.py builds and checks it): SCANs come first, a layer's UPDATEs
+// come after its MEASUREs; without UPDATEs a layer's MEASUREs stand together.
 //
-// Note [Owner updates]. The worker that measured a chunk updates it, last measured first, before it goes on
-// to another layer: the chunk still lies in that core's own cache, and cores may not share another. Waiting
-// for the ratio cannot deadlock: the layer's other MEASUREs have smaller tickets than any item of a later
-// layer, and a worker never waits between claiming and measuring unless it first settles an earlier layer.
+// Note [Owner updates]. Where Device::kOwnsUpdates there are no UPDATEs: the worker that measured a chunk
+// updates it, last measured first, before it goes on to another layer. The chunk still lies in that core's
+// own cache, and cores may not share another. Waiting for the ratio cannot deadlock: the layer's other
+// MEASUREs have smaller tickets than any item of a later layer, and a worker never waits between claiming and
+// measuring unless it first settles an earlier layer.
 //
 // Note [Early commit]. Where the ratio is of the update, MEASURE advances the states anyway. It stores them
 // where the update can be concluded from them: UPDATE then reads them, but neither the gradient nor do they
@@ -27,19 +29,22 @@ DK_INLINE std::int64_t step_of(const Layer& layer) {
   return 1 + (layer.step == nullptr ? 0 : static_cast<std::int64_t>(*layer.step));
 }
 
+DK_INLINE double number(const Number& n) { return n.address == nullptr ? n.value : *n.address; }
+
 template <class Device, template <class> class Rule>
-void run_worker(Device& worker, const Plan& plan) {
+DK_WORK void run_worker(Device& worker, const Plan& plan) {
   using Order = typename Device::Order;
   using Count = typename Device::template Atomic<std::uint32_t>;
   using Ticket = typename Device::template Atomic<std::uint64_t>;
   using Row = typename Rule<float>::Row;
   constexpr std::int64_t kNone = -1;
   const std::uint32_t epoch = plan.clock->epoch + 1;  // stable: only the last worker to leave writes it
-  double clip = 1;
-  bool judged = plan.n_scans == 0;
-  std::int64_t pending = kNone;  // a stack of tickets, linked through plan.next
-
-  const bool early = !plan.skip_nonfinite;  // Note [Early commit]
+  const bool early = !plan.skip_nonfinite;            // Note [Early commit]
+  const bool found = number(plan.found_inf) != 0;
+  bool stopped = found || (plan.judged && plan.verdict->skip != 0);
+  double clip = plan.judged ? plan.verdict->clip : 1;
+  bool asked = plan.n_scans == 0;                 // what the SCANs decided
+  [[maybe_unused]] std::int64_t pending = kNone;  // a stack of tickets, linked through plan.next
 
   const auto row_of = [&](const Layer& layer) -> const Row& {
     return reinterpret_cast<const Row*>(plan.rows)[layer.options];
@@ -47,13 +52,13 @@ void run_worker(Device& worker, const Plan& plan) {
   /// f(chunk), with the chunk in the layer's arithmetic.
   const auto with_chunk = [&](const Item& item, auto f) {
     const Layer& layer = plan.layers[item.layer];
-    const Moment now{plan.grad_scale, clip, step_of(layer)};
-    worker.template visit<Rule>(layer, row_of(layer), now, item, f);
+    const Moment now{number(plan.grad_scale), clip, step_of(layer)};
+    worker.template visit<Rule>(layer, plan.gradients[item.layer], row_of(layer), now, item, f);
   };
   const auto slots_of = [&](const Item& item) {
     return plan.slots + plan.layers[item.layer].slot + item.begin / kLeaf;
   };
-  const auto is_last = [&](std::uint32_t& counter, std::uint32_t of) {
+  const auto is_last = [&](std::uint32_t& counter, std::int64_t of) {
     return worker.agree([&] { return Count(counter).fetch_add(1, Order::acq_rel) + 1 == of; });
   };
   const auto publish = [&](std::uint32_t& flag) {
@@ -89,61 +94,78 @@ void run_worker(Device& worker, const Plan& plan) {
     });
     return report;
   };
-  const auto update = [&](const Item& item, const LayerReport& report) {
-    if (report.skipped != 0) return;
-    const bool committed = early && item.kind != Kind::plain;
-    with_chunk(item, [&](const auto& chunk) { chunk.update(chunk.rule.place(report.ratio), committed); });
+  const auto update = [&](auto& chunk, const LayerReport& report, bool measured) {
+    if (report.skipped == 0) chunk.update(chunk.rule.place(report.ratio), early && measured);
   };
-  const auto settle = [&] {
+  [[maybe_unused]] const auto settle = [&] {
     const std::int32_t id = plan.items[pending].layer;
     await(plan.published[id]);
     const LayerReport report = plan.reports[id];
-    for (; pending != kNone; pending = plan.next[pending]) update(plan.items[pending], report);
+    for (; pending != kNone; pending = plan.next[pending]) {
+      with_chunk(plan.items[pending], [&](auto& chunk) { update(chunk, report, true); });
+    }
   };
 
-  for (;;) {
+  while (!stopped) {
     const auto ticket = static_cast<std::int64_t>(
         worker.agree([&] { return Ticket(plan.clock->ticket).fetch_add(1, Order::relaxed); }));
     const bool done = ticket >= plan.n_items;
-    if (pending != kNone && (done || plan.items[ticket].layer != plan.items[pending].layer)) settle();
+    if constexpr (Device::kOwnsUpdates) {
+      if (pending != kNone && (done || plan.items[ticket].layer != plan.items[pending].layer)) settle();
+    }
     if (done) break;
     const Item item = plan.items[ticket];
     if (item.kind == Kind::scan) {
-      with_chunk(item, [&](const auto& chunk) { chunk.scan(slots_of(item)); });
-      if (is_last(plan.clock->scanned, static_cast<std::uint32_t>(plan.n_scans))) judge();
+      with_chunk(item, [&](auto& chunk) { chunk.scan(slots_of(item)); });
+      if (is_last(plan.clock->scanned, plan.n_scans)) judge();
       continue;
     }
-    if (!judged) {
+    if (!asked) {
       await(plan.clock->judged);
-      judged = true;
+      asked = true;
       clip = plan.verdict->clip;
-      if (plan.verdict->skip != 0) break;  // nothing was measured yet, so nothing is pending
+      stopped = plan.verdict->skip != 0;  // nothing was measured yet, so nothing is pending
+      if (stopped) break;
     }
-    if (item.kind == Kind::plain) {
-      update(item, {0, 0, 0, 1, 0, 0});
-      continue;
+    with_chunk(item, [&](auto& chunk) {
+      LayerReport report{0, 0, 0, 1, 0, 0};
+      if (item.kind == Kind::whole || item.kind == Kind::measure) chunk.measure(slots_of(item), early);
+      if (item.kind == Kind::whole) report = conclude(item.layer);
+      if (item.kind == Kind::update) {
+        await(plan.published[item.layer]);
+        report = plan.reports[item.layer];
+      }
+      if (item.kind != Kind::measure) update(chunk, report, item.kind != Kind::plain);
+    });
+    if (item.kind != Kind::measure) continue;
+    if constexpr (Device::kOwnsUpdates) {
+      worker.once([&] { plan.next[ticket] = pending; });
+      pending = ticket;
     }
-    with_chunk(item, [&](const auto& chunk) { chunk.measure(slots_of(item), early); });
-    if (item.kind == Kind::whole) {
-      update(item, conclude(item.layer));
-      continue;
-    }
-    worker.once([&] { plan.next[ticket] = pending; });
-    pending = ticket;
-    if (is_last(plan.arrived[item.layer], static_cast<std::uint32_t>(plan.layers[item.layer].measures))) {
+    if (is_last(plan.arrived[item.layer], plan.layers[item.layer].measures)) {
       conclude(item.layer);
       publish(plan.published[item.layer]);
     }
   }
-  // A counter of its own, not the last ticket: it orders every worker's reads of the clock before the write
-  // below.
-  if (is_last(plan.clock->left, static_cast<std::uint32_t>(worker.workers()))) {
-    worker.once([&] {
-      plan.clock->ticket = 0;
-      plan.clock->left = 0;
-      plan.clock->epoch = epoch;
+  // A counter of its own, not the last ticket: it orders every worker's reads before the writes below.
+  if (!is_last(plan.clock->left, worker.workers())) return;
+  const bool scanned = plan.judged || plan.n_scans != 0;
+  // Not `stopped`: a worker that found no item left has not asked what was decided.
+  const bool skipped = found || (scanned && plan.verdict->skip != 0);
+  if (!skipped) {
+    worker.each(plan.n_layers, [&](std::int64_t i) {
+      const Layer& layer = plan.layers[plan.first_layer + i];
+      if (layer.step != nullptr && plan.reports[plan.first_layer + i].skipped == 0) *layer.step += 1;
     });
   }
+  worker.once([&] {
+    if (!plan.judged && (found || !scanned)) {
+      *plan.verdict = {std::numeric_limits<double>::quiet_NaN(), 1, found ? 1.0 : 0.0};
+    }
+    plan.clock->ticket = 0;
+    plan.clock->left = 0;
+    plan.clock->epoch = epoch;
+  });
 }
 
 }  // namespace dk::DK_ARCH

@@ -42,18 +42,20 @@ constexpr const char* kReportFields[] = {"weight_norm", "measured_norm", "raw_ra
                                          "ratio",       "clamp",         "skipped"};
 static_assert(sizeof(LayerReport) == sizeof(double) * (sizeof(kReportFields) / sizeof(*kReportFields)));
 
+/// One row of date_kernels/tables.py.
 struct Layer {
-  void* weights;  // the master copy where there is one
-  const void* gradient;
-  void* rounded;             // a 16-bit parameter, which takes the new weights' rounding; else null
+  void* weights;  // of the arithmetic's type: the parameter or its master copy; null where a 16-bit
+                  // parameter has none
+  void* rounded;  // a 16-bit parameter, which takes the new weights' rounding; else null
   void* states[kMaxStates];  // null where the layer's options do not use that state
   float* step;               // null where the rule counts no steps
   std::int64_t size;
-  std::int64_t slot;      // first of its ceil(size / kLeaf) slots
-  std::int32_t measures;  // MEASURE items of this layer
-  std::int32_t options;   // its row of hyper-parameters: which options its param group gives it
-  Type weights_type, gradient_type, rounded_type;
+  std::int64_t slot;                 // first of its ceil(size / kLeaf) slots
+  std::int64_t measures;             // MEASURE items of this layer
+  std::int64_t options;              // its row of hyper-parameters: which options its param group gives it
+  std::int64_t gradient_type, type;  // Types, of the gradient and of the parameter
 };
+static_assert(sizeof(Layer) == 12 * sizeof(std::int64_t));
 
 /// One clip factor and one decision for the whole step, from the SCANs.
 struct Verdict {
@@ -67,12 +69,22 @@ struct Clock {
   std::uint32_t scanned, judged, epoch;
 };
 
+/// What may lie in a tensor on the workers' device.
+struct Number {
+  const float* address;  // or null, and the value counts
+  double value;
+};
+
 struct Plan {
   const Item* items;
   std::int64_t n_items, n_scans;
   const Layer* layers;
-  const double* rows;  // Rule::Row, as doubles
-  double grad_scale;   // gradients are divided by it
+  std::int64_t first_layer, n_layers;  // of this launch
+  const void* const* gradients;        // by layer
+  const double* rows;                  // Rule::Row, as doubles
+  Number grad_scale;                   // gradients are divided by it
+  Number found_inf;                    // where it is not 0 nothing happens
+  bool judged;                         // a launch before this one has scanned: its verdict stands
   Sums* slots;
   std::int64_t n_slots;
   std::uint32_t* arrived;    // per layer: MEASUREs done

@@ -1,6 +1,5 @@
 // The numbers that every layer's options have, and those of them that its step decides.
 #pragma once
-#include <bit>
 #include <cstdint>
 
 #include "arch.h"
@@ -26,7 +25,7 @@ struct CommonRow {
 /// The learning rate of step k, 1-based; only AdaGrad's decays by itself, as torch's.
 DK_INLINE double rate(const CommonRow& row, std::int64_t k) {
   double lr = row.lr;
-  const auto address = std::bit_cast<std::uint64_t>(row.lr_address);
+  const auto address = __builtin_bit_cast(std::uint64_t, row.lr_address);
   if (address != 0) {
     lr = row.lr_double != 0 ? *reinterpret_cast<const double*>(address)
                             : *reinterpret_cast<const float*>(address);

@@ -19,8 +19,6 @@ from . import native
 from .items import build_items, check_order
 from .layers import (
     CPU,
-    HALF,
-    MASTER,
     Call,
     States,
     check_layers,
@@ -28,8 +26,6 @@ from .layers import (
     dense_like,
     layout,
     name_in,
-    state_dtype,
-    states_of,
 )
 from .options import Group
 from .reference import Telemetry
@@ -41,8 +37,8 @@ from .rules import (
     check_rate,
     is_measured,
     needs_step,
-    row_of,
 )
+from .tables import layer_table, table_of_rows
 from .watch import Watch, make_watch
 
 if TYPE_CHECKING:
@@ -188,50 +184,26 @@ class Plan:
         self, call: Call, found_inf_given: bool, name_of: Callable[[int], str] | None
     ) -> _Built:
         layers = check_layers(self.rule, call, name_of, CPU)
-        params, grads, states, steps, groups = call
-        layer_options = list(dict.fromkeys(layers))
+        params, grads, _, _, groups = call
         copies: list[tuple[Tensor, Tensor]] = []
-        gradient_copies: list[tuple[int, Tensor]] = []
-        table = np.zeros((len(params), 8 + self._native.MAX_STATES), dtype=np.int64)
-        codes = {getattr(torch, name): code for code, name in enumerate(self._native.TYPES)}
+        like = {id(param): dense_like(param) for param in params}
 
-        def copy_of(tensor: Tensor, like: Tensor) -> Tensor:
-            return torch.empty_like(like, dtype=tensor.dtype, device=tensor.device)
+        def copy_of(tensor: Tensor, param: Tensor) -> Tensor:
+            return torch.empty_like(like[id(param)], dtype=tensor.dtype, device=tensor.device)
 
-        def visible(tensor: Tensor | None, like: Tensor | None = None) -> int:
+        def visible(tensor: Tensor, param: Tensor) -> int:
             """The address that kernels see: the tensor's own, or a copy's in the layer's layout."""
-            if tensor is None:
-                return 0
-            if like is None or layout(tensor) == layout(like):
+            if layout(tensor) == layout(like[id(param)]):
                 return tensor.data_ptr()
-            copies.append((tensor, copy_of(tensor, like)))
+            copies.append((tensor, copy_of(tensor, param)))
             return copies[-1][1].data_ptr()
 
-        for i, (param, grad, step) in enumerate(zip(params, grads, steps, strict=True)):
-            group = groups[layers[i][0]]
-            like = dense_like(param)
-            if layout(grad) != layout(like):
-                gradient_copies.append((i, copy_of(grad, like)))
-            used = states_of(self.rule, group, param)
-            weights = visible(param, like)
-            rounded = weights if param.dtype in HALF else 0
-            weights_type = param.dtype
-            if MASTER in used:
-                weights, weights_type = visible(states[MASTER][i], like), state_dtype(param)
-            table[i, :8] = (
-                weights,
-                codes[weights_type],
-                codes[grad.dtype],
-                rounded,
-                codes[param.dtype],
-                visible(step),
-                param.numel(),
-                layer_options.index(layers[i]),
-            )
-            for k, key in enumerate(self.rule.states):
-                if key in used:
-                    table[i, 8 + k] = visible(states[key][i], like)
-
+        table = layer_table(self.rule, call, layers, chunk=self._chunk, address=visible)
+        gradient_copies = [
+            (i, copy_of(grad, param))
+            for i, (param, grad) in enumerate(zip(params, grads, strict=True))
+            if layout(grad) != layout(like[id(param)])
+        ]
         clips = bool(groups) and groups[0]["max_grad_norm"] is not None
         skips = bool(groups) and groups[0]["on_nonfinite"] == "skip"
         items = build_items(
@@ -255,7 +227,7 @@ class Plan:
             reports=engine.reports,
             copies=copies,
             gradient_copies=gradient_copies,
-            layer_options=layer_options,
+            layer_options=list(dict.fromkeys(layers)),
             clips=clips,
             skip_nonfinite=found_inf_given or skips,
         )
@@ -333,21 +305,6 @@ def structure_of(rule: Rule, call: Call) -> list[tuple[Any, ...]]:
         )
         for group in call.groups
     ]
-
-
-def table_of_rows(
-    rule: Rule,
-    groups: Sequence[Group],
-    layer_options: Sequence[tuple[int, bool]],
-    fields: Sequence[str],
-) -> NDArray[np.float64]:
-    """The rows of hyper-parameters of distinct (group, excluded), in a kernel's order of fields."""
-    table = np.empty((len(layer_options), len(fields)))
-    for numbers, (number, excluded) in zip(table, layer_options, strict=True):
-        row = row_of(rule, groups[number], excluded)
-        numbers[:] = [row[field] for field in fields]
-        numbers.view(np.int64)[fields.index("lr_address")] = row["lr_address"]
-    return table
 
 
 def _telemetry(built: _Built, *, scanned: bool = True) -> Telemetry:

@@ -30,13 +30,11 @@ from .items import LEAF, Kind, build_items, check_order
 from .layers import (
     CPU,
     HALF,
-    MASTER,
     Call,
     States,
     check_layers,
     check_layout,
     name_in,
-    states_of,
 )
 from .options import Group
 from .plan import (
@@ -46,35 +44,26 @@ from .plan import (
     differ_in_rates_alone,
     find_rule,
     structure_of,
-    table_of_rows,
 )
 from .reference import Telemetry
 from .rules import is_measured
+from .tables import TYPES, layer_table, table_of_rows
 from .triton_engine import (
     CLOCK,
     COMMON,
     COMMON_FIELDS,
     FOUND,
     FOUND_ADDRESS,
-    GRADIENT_TYPE,
     HEADER,
     ITEM,
-    LAYER,
     LINE,
     MAX_NORM,
-    MEASURES,
     ONE,
-    OPTIONS,
     REPORT,
-    ROUNDED,
     SCALE,
     SCALE_ADDRESS,
     SIZE,
     SKIPS,
-    SLOT,
-    STATES,
-    STEP,
-    WEIGHTS,
     layerwise_step,
 )
 from .triton_rules import TRITON_RULES, TritonRule
@@ -95,9 +84,6 @@ PROGRAMS = 2
 """Two programs of 256 threads share a multiprocessor's 65,536 registers. Three of 80 spill: LARS
 250
 instead of 252, LAMB 401 instead of 378; four of 64: 281 and 465."""
-
-TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-"""In the order of ``csrc/plan.h``."""
 
 _TRITON_TYPES = (tl.float32, tl.float64, tl.bfloat16, tl.float16)
 
@@ -271,11 +257,8 @@ class TritonPlan:
         distinct = list(dict.fromkeys(pairs))
         order = sorted(range(len(params)), key=lambda i: distinct.index(pairs[i]))
         layer_options = list(dict.fromkeys(of_layer))
-        table = self._layers(call, of_layer, order)
-        table[:, OPTIONS.value] = [layer_options.index(of_layer[i]) for i in order]
+        table = layer_table(self.rule, call, of_layer, chunk=self._chunk, order=order)
         sizes = table[:, SIZE.value]
-        leaves = -(-sizes // LEAF)
-        table[:, SLOT.value] = np.cumsum(leaves) - leaves
         clips = bool(groups) and groups[0]["max_grad_norm"] is not None
         skips = bool(groups) and groups[0]["on_nonfinite"] == "skip"
         measured = [is_measured(groups[of_layer[i][0]], of_layer[i][1]) for i in order]
@@ -290,7 +273,7 @@ class TritonPlan:
             order=np.array(order, dtype=np.int64),
             layer_options=layer_options,
             words=torch.empty(n_words, dtype=torch.int64, device=device),
-            workspace=_workspace(len(params), int(leaves.sum()), device),
+            workspace=_workspace(len(params), int((-(-sizes // LEAF)).sum()), device),
             uses=sum(
                 1 << bit
                 for bit, key in enumerate(self.rule.states)
@@ -299,34 +282,6 @@ class TritonPlan:
             clips=clips,
             skips=found_inf_given or skips,
         )
-
-    def _layers(
-        self,
-        call: Call,
-        of_layer: list[tuple[int, bool]],
-        order: list[int],
-    ) -> NDArray[np.int64]:
-        """The table of layers, but for their options and slots."""
-        params, grads, states, steps, groups = call
-
-        def address(tensor: Tensor | None) -> int:
-            return 0 if tensor is None else tensor.data_ptr()
-
-        table = np.zeros((len(params), LAYER.value), dtype=np.int64)
-        for row, i in zip(table, order, strict=True):
-            param = params[i]
-            used = states_of(self.rule, groups[of_layer[i][0]], param)
-            master = address(states[MASTER][i]) if MASTER in used else 0
-            half = param.dtype in HALF
-            row[WEIGHTS.value] = master if half else address(param)
-            row[ROUNDED.value] = address(param) if half else 0
-            for at, key in enumerate(self.rule.states):
-                row[STATES.value + at] = address(states[key][i]) if key in used else 0
-            row[STEP.value] = address(steps[i])
-            row[SIZE.value] = param.numel()
-            row[MEASURES.value] = -(-param.numel() // self._chunk)
-            row[GRADIENT_TYPE.value] = TYPES.index(grads[i].dtype)
-        return table
 
     def _launches(
         self,

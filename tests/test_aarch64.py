@@ -104,8 +104,8 @@ def replay(kernels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # What an engine is given and what it leaves
 
 ITEM_SIZES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
-WEIGHTS, WEIGHTS_TYPE, GRADIENT_TYPE, ROUNDED, ROUNDED_TYPE, STEP, SIZE, _, STATES = range(9)
-"""The columns of a layer (csrc/bindings.cpp)."""
+WEIGHTS, ROUNDED, *STATES, STEP, SIZE, _, _, _, GRADIENT_TYPE, TYPE = range(12)
+"""The columns of a layer (csrc/plan.h)."""
 
 
 @dataclass
@@ -122,14 +122,12 @@ class Memory:
 
 
 def arrays_of(table: NDArray[np.int64]) -> list[Memory]:
-    """All that the layers have, once each: an unmastered 16-bit parameter is its own rounding."""
+    """All that the layers have."""
     arrays: dict[int, Memory] = {}
     for at, layer in enumerate(table.tolist()):
-        weights = native.module().TYPES[layer[WEIGHTS_TYPE]]
-        rounded = native.module().TYPES[layer[ROUNDED_TYPE]]
-        states = "float64" if weights == "float64" else "float32"
-        columns = {WEIGHTS: weights, ROUNDED: rounded, STEP: "float32"}
-        columns |= dict.fromkeys(range(STATES, len(layer)), states)
+        param = native.module().TYPES[layer[TYPE]]
+        wide = "float64" if param == "float64" else "float32"
+        columns = {WEIGHTS: wide, ROUNDED: param, STEP: "float32", **dict.fromkeys(STATES, wide)}
         for column, dtype in columns.items():
             elements = 1 if column == STEP else layer[SIZE]
             address, length = layer[column], elements * ITEM_SIZES[dtype]
@@ -160,7 +158,7 @@ class Recorded:
         self._table, self.arrays = table.copy(), arrays_of(table)
         block_of = {array.address: number for number, array in enumerate(self.arrays, 1)}
         numbered = table.copy()
-        for column in (WEIGHTS, ROUNDED, STEP, *range(STATES, table.shape[1])):
+        for column in (WEIGHTS, ROUNDED, STEP, *STATES):
             numbered[:, column] = [block_of.get(address, 0) for address in table[:, column]]
         self._head = (family, len(table), len(items), len(self.arrays))
         self._layers = numbered.tobytes() + items.astype(np.int64).tobytes()
@@ -303,6 +301,6 @@ def test_the_protocol_ends_in_one_result(tools: None, tmp_path: Path) -> None:
     flags = ("-O1", "-fopenmp-simd", "-ffp-contract=off", "-pthread", "-DDK_ARCH=test")
     compile_cpp(*flags, HERE / "native/race.cpp", "-o", race)
     lines = [line.rsplit(", ", 1)[1].split(": ") for line in out(QEMU, race, "sound").splitlines()]
-    assert len(lines) == 5 * 2 * 2, "workers, chunk sizes, with SCANs and without"
+    assert len(lines) == 5 * 2 * 2 * 2, "workers, whose updates, chunk sizes, SCANs or none"
     digests = {scan: {digest for of, digest in lines if of == scan} for scan, _ in lines}
     assert {scan: len(of) for scan, of in digests.items()} == {"scanned": 1, "not scanned": 1}

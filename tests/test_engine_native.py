@@ -69,9 +69,9 @@ def test_the_protocol_has_no_race(race: Path) -> None:
     lines = out(race, "sound").splitlines()
     digests: dict[str, set[str]] = {scan: set() for scan in ("scanned", "not scanned")}
     for line in lines:
-        _, _, scan, digest = re.split(", |: ", line)
+        _, _, _, scan, digest = re.split(", |: ", line)
         digests[scan].add(digest)
-    assert len(lines) == 5 * 2 * 2, "workers, chunk sizes, with SCANs and without"
+    assert len(lines) == 5 * 2 * 2 * 2, "workers, whose updates, chunk sizes, SCANs or none"
     assert [len(digest) for digest in digests.values()] == [1, 1]
 
 

@@ -84,20 +84,10 @@ Engine::Engine(int family, const Target& target, std::vector<Layer> layers_of_pl
       reports(layers.size()),
       worker_(target.workers[family]),
       items_(std::move(items)) {
-  std::int64_t slots = 0;
   elements_ = 0;
-  for (Layer& layer : layers) {
-    layer.slot = slots;
-    layer.measures = 0;
-    slots += leaves(layer.size);
-    elements_ += layer.size;
-  }
-  scans_ = 0;
-  for (const Item& item : items_) {
-    scans_ += item.kind == Kind::scan;
-    layers[item.layer].measures += item.kind == Kind::measure;
-  }
-  slots_.resize(slots);
+  for (const Layer& layer : layers) elements_ += layer.size;
+  scans_ = std::count_if(items_.begin(), items_.end(), [](const Item& i) { return i.kind == Kind::scan; });
+  if (!layers.empty()) slots_.resize(layers.back().slot + leaves(layers.back().size));
   arrived_.resize(layers.size());
   published_.resize(layers.size());
   next_.resize(items_.size());
@@ -112,8 +102,8 @@ void Engine::check_counters() const {
   }
 }
 
-void Engine::run(const double* rows, int threads, double grad_scale, double max_grad_norm,
-                 bool skip_nonfinite) {
+void Engine::run(const void* const* gradients, const double* rows, int threads, double grad_scale,
+                 double max_grad_norm, bool skip_nonfinite) {
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
   std::fill(reports.begin(), reports.end(), LayerReport{kNan, kNan, kNan, 1, 0, 0});
   verdict = {kNan, 1, 0};
@@ -121,8 +111,13 @@ void Engine::run(const double* rows, int threads, double grad_scale, double max_
                   .n_items = static_cast<std::int64_t>(items_.size()),
                   .n_scans = scans_,
                   .layers = layers.data(),
+                  .first_layer = 0,
+                  .n_layers = static_cast<std::int64_t>(layers.size()),
+                  .gradients = gradients,
                   .rows = rows,
-                  .grad_scale = grad_scale,
+                  .grad_scale = {nullptr, grad_scale},
+                  .found_inf = {nullptr, 0},
+                  .judged = false,
                   .slots = slots_.data(),
                   .n_slots = static_cast<std::int64_t>(slots_.size()),
                   .arrived = arrived_.data(),
@@ -144,14 +139,7 @@ void Engine::run(const double* rows, int threads, double grad_scale, double max_
       worker_(plan, omp_get_num_threads());  // nesting or a limit may give fewer than asked for
     }
   }
-  conclude();
-}
-
-void Engine::conclude() {
-  if (verdict.skip != 0) return skip();
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    if (layers[i].step != nullptr && reports[i].skipped == 0) *layers[i].step += 1;
-  }
+  if (verdict.skip != 0) skip();
 }
 
 void Engine::skip() {

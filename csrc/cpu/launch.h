@@ -32,18 +32,17 @@ class Engine {
   void check_counters() const;
 
   /// One step. `rows` holds a row of hyper-parameters for each of the layers' options.
-  void run(const double* rows, int threads, double grad_scale, double max_grad_norm, bool skip_nonfinite);
+  void run(const void* const* gradients, const double* rows, int threads, double grad_scale,
+           double max_grad_norm, bool skip_nonfinite);
 
   /// The step that must not happen (found_inf): only the reports say so.
   void skip();
 
-  std::vector<Layer> layers;
+  const std::vector<Layer> layers;
   std::vector<LayerReport> reports;
   Verdict verdict{};
 
  private:
-  void conclude();
-
   const Worker worker_;
   const std::vector<Item> items_;
   std::vector<Sums> slots_;

@@ -6,9 +6,9 @@
 #include <type_traits>
 #include <utility>
 
+#include "../convert.h"
 #include "../engine.h"
 #include "../rules/rule.h"
-#include "convert.h"
 
 namespace dk::DK_ARCH {
 
@@ -72,6 +72,11 @@ class ThreadChunk {
   static constexpr int kStates = Rule::kStates;
   static constexpr Type kType = std::is_same_v<T, double> ? Type::float64 : Type::float32;
 
+  struct Array {
+    const void* data;
+    Type type;
+  };
+
   /// Values on their way: a block of 16-bit ones as float, or of an update to be measured.
   struct Buffer {
     alignas(64) T values[kBlock];
@@ -80,13 +85,20 @@ class ThreadChunk {
  public:
   const Rule rule;
 
-  ThreadChunk(const Layer& layer, const Rule& rule, std::int64_t begin, std::int64_t end)
-      : rule(rule), layer_(layer), begin_(begin), end_(end) {}
+  ThreadChunk(const Layer& layer, const void* gradient, const Rule& rule, const Item& item)
+      : rule(rule),
+        layer_(layer),
+        weights_{layer.weights, kType},
+        gradient_{gradient, static_cast<Type>(layer.gradient_type)},
+        begin_(item.begin),
+        end_(item.end) {
+    if (layer.weights == nullptr) weights_ = {layer.rounded, static_cast<Type>(layer.type)};
+  }
 
   /// `early`: Note [Early commit].
   void measure(Sums* slots, bool early) const {
     if (rule.of_update) {
-      with_variant([&](auto v) { measure_updates<v>(slots, early); });
+      with_variant(rule, [&](auto v) { measure_updates<v>(slots, early); });
       return;
     }
     leaves(slots, true, [r = rule](Lanes& lanes, std::int64_t n, const T* w, const T* g) {
@@ -102,7 +114,7 @@ class ThreadChunk {
 
   /// `committed`: the layer was measured, and early commit was allowed.
   void update(Scale<T> scale, bool committed) const {
-    with_variant([&](auto v) {
+    with_variant(rule, [&](auto v) {
       if constexpr (Rule::kConcludes[v]) {
         if (committed && rule.of_update) return conclude<v>(scale);
       }
@@ -111,26 +123,17 @@ class ThreadChunk {
   }
 
  private:
-  template <class F>
-  void with_variant(F f) const {
-    const auto each = [&]<int... V>(std::integer_sequence<int, V...>) {
-      (void)((rule.variant == V && (f(std::integral_constant<int, V>()), true)) || ...);
-    };
-    each(std::make_integer_sequence<int, Rule::kVariants>());
-  }
-
   /// f(lanes, n, w, g) adds n elements to a leaf's lanes; `weights`: whether it looks at them.
   template <class F>
   void leaves(Sums* slots, bool weights, F f) const {
-    const bool direct = layer_.gradient_type == kType && (!weights || layer_.weights_type == kType);
+    const bool direct = gradient_.type == kType && (!weights || weights_.type == kType);
     const std::int64_t size = direct ? kLeaf : kBlock;
     Buffer w, g;
     for (std::int64_t at = begin_; at < end_;) {
       Lanes lanes;
       for (const std::int64_t end = std::min(at + kLeaf, end_); at < end; at += size) {
         const std::int64_t n = std::min(size, end - at);
-        f(lanes, n, weights ? read(layer_.weights, layer_.weights_type, at, n, w) : nullptr,
-          read(layer_.gradient, layer_.gradient_type, at, n, g));
+        f(lanes, n, weights ? read(weights_, at, n, w) : nullptr, read(gradient_, at, n, g));
       }
       *slots++ = lanes.total();
     }
@@ -143,8 +146,8 @@ class ThreadChunk {
       Lanes lanes;
       for (const std::int64_t end = std::min(at + kLeaf, end_); at < end; at += kBlock) {
         const std::int64_t n = std::min(kBlock, end - at);
-        const T* const w = read(layer_.weights, layer_.weights_type, at, n, w_buffer);
-        const T* const g = read(layer_.gradient, layer_.gradient_type, at, n, g_buffer);
+        const T* const w = read(weights_, at, n, w_buffer);
+        const T* const g = read(gradient_, at, n, g_buffer);
         if (early && Rule::kConcludes[V]) {
           preview<V, true>(at, n, w, g, u.values);
         } else {
@@ -161,7 +164,7 @@ class ThreadChunk {
     Buffer w_buffer, g_buffer;
     blocks([&](std::int64_t at, std::int64_t n) {
       T* const w = writable(at, n, w_buffer);
-      advance<V>(at, n, w, read(layer_.gradient, layer_.gradient_type, at, n, g_buffer), scale);
+      advance<V>(at, n, w, read(gradient_, at, n, g_buffer), scale);
       round(w, at, n);
     });
   }
@@ -247,24 +250,23 @@ class ThreadChunk {
   /// f(at, n) for the parts of the chunk: itself, or blocks of what must pass through a buffer.
   template <class F>
   void blocks(F f) const {
-    const bool direct =
-        layer_.weights_type == kType && layer_.gradient_type == kType && layer_.rounded == nullptr;
+    const bool direct = weights_.type == kType && gradient_.type == kType && layer_.rounded == nullptr;
     const std::int64_t size = direct ? end_ - begin_ : kBlock;
     for (std::int64_t at = begin_; at < end_; at += size) f(at, std::min(size, end_ - at));
   }
 
   /// n elements in the arithmetic's type: the array's own memory, or converted into the buffer.
-  const T* read(const void* array, Type type, std::int64_t at, std::int64_t n, Buffer& buffer) const {
+  const T* read(const Array& array, std::int64_t at, std::int64_t n, Buffer& buffer) const {
     if constexpr (std::is_same_v<T, float>) {
-      const auto* const bits = static_cast<const std::uint16_t*>(array) + at;
-      if (type == Type::bfloat16) return widen<Bfloat16>(bits, buffer.values, n), buffer.values;
-      if (type == Type::float16) return widen<Float16>(bits, buffer.values, n), buffer.values;
+      const auto* const bits = static_cast<const std::uint16_t*>(array.data) + at;
+      if (array.type == Type::bfloat16) return widen<Bfloat16>(bits, buffer.values, n), buffer.values;
+      if (array.type == Type::float16) return widen<Float16>(bits, buffer.values, n), buffer.values;
     }
-    return static_cast<const T*>(array) + at;
+    return static_cast<const T*>(array.data) + at;
   }
 
   T* writable(std::int64_t at, std::int64_t n, Buffer& buffer) const {
-    return const_cast<T*>(read(layer_.weights, layer_.weights_type, at, n, buffer));
+    return const_cast<T*>(read(weights_, at, n, buffer));
   }
 
   /// Gives the 16-bit parameter, where there is one, the new weights.
@@ -272,12 +274,14 @@ class ThreadChunk {
     if constexpr (std::is_same_v<T, float>) {
       if (layer_.rounded == nullptr) return;
       auto* const bits = static_cast<std::uint16_t*>(layer_.rounded) + at;
-      if (layer_.rounded_type == Type::bfloat16) narrow<Bfloat16>(w, bits, n);
-      if (layer_.rounded_type == Type::float16) narrow<Float16>(w, bits, n);
+      const auto type = static_cast<Type>(layer_.type);
+      if (type == Type::bfloat16) narrow<Bfloat16>(w, bits, n);
+      if (type == Type::float16) narrow<Float16>(w, bits, n);
     }
   }
 
   const Layer& layer_;
+  Array weights_, gradient_;
   const std::int64_t begin_, end_;
 };
 
@@ -286,17 +290,22 @@ class Thread {
   using Order = std::memory_order;
   template <class T>
   using Atomic = std::atomic_ref<T>;
+  static constexpr bool kOwnsUpdates = true;
+
   explicit Thread(int workers) : workers_(workers) {}
 
   int workers() const { return workers_; }
 
   /// f(chunk) in the arithmetic of the layer.
   template <template <class> class Rule, class Row, class F>
-  void visit(const Layer& layer, const Row& row, const Moment& now, const Item& item, F f) const {
+  void visit(const Layer& layer, const void* gradient, const Row& row, const Moment& now, const Item& item,
+             F f) const {
     const auto in = [&]<class T>(std::type_identity<T>) {
-      f(ThreadChunk<Rule<T>>(layer, Rule<T>(row, now), item.begin, item.end));
+      const ThreadChunk<Rule<T>> chunk(layer, gradient, Rule<T>(row, now), item);
+      f(chunk);
     };
-    layer.weights_type == Type::float64 ? in(std::type_identity<double>()) : in(std::type_identity<float>());
+    static_cast<Type>(layer.type) == Type::float64 ? in(std::type_identity<double>())
+                                                   : in(std::type_identity<float>());
   }
 
   template <class F>
@@ -318,6 +327,12 @@ class Thread {
 #elif defined(__aarch64__)
     asm volatile("yield");
 #endif
+  }
+
+  /// f(0), ..., f(n - 1), by whichever lanes.
+  template <class F>
+  void each(std::int64_t n, F f) {
+    for (std::int64_t i = 0; i < n; ++i) f(i);
   }
 
   Sums add_up(const Sums* slots, std::int64_t n) const {

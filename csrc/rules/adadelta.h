@@ -15,6 +15,7 @@ struct Adadelta : Common<T> {
   static constexpr const char* kFields[] = {DK_COMMON_FIELDS, "rho", "one_minus_rho", "eps"};
   static constexpr const char* kStateKeys[] = {"square_avg", "acc_delta"};
   static constexpr int kStates = 2;
+  static constexpr bool kDivides = true;
   static constexpr int kVariants = 1;
   static constexpr bool kUses[kVariants][kStates] = {{true, true}};
   static constexpr bool kConcludes[kVariants] = {false};
@@ -22,7 +23,7 @@ struct Adadelta : Common<T> {
   T rho, one_minus_rho, eps;
   static constexpr int variant = 0;
 
-  Adadelta(const Row& row, const Moment& now)
+  DK_INLINE Adadelta(const Row& row, const Moment& now)
       : Common<T>(row, now),
         rho(static_cast<T>(row.rho)),
         one_minus_rho(static_cast<T>(row.one_minus_rho)),

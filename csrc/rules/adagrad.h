@@ -14,6 +14,7 @@ struct Adagrad : Common<T> {
   static constexpr const char* kFields[] = {DK_COMMON_FIELDS, "eps"};
   static constexpr const char* kStateKeys[] = {"sum"};
   static constexpr int kStates = 1;
+  static constexpr bool kDivides = true;
   static constexpr int kVariants = 1;
   static constexpr bool kUses[kVariants][kStates] = {{true}};
   static constexpr bool kConcludes[kVariants] = {false};
@@ -21,7 +22,7 @@ struct Adagrad : Common<T> {
   T eps;
   static constexpr int variant = 0;
 
-  Adagrad(const Row& row, const Moment& now) : Common<T>(row, now), eps(static_cast<T>(row.eps)) {}
+  DK_INLINE Adagrad(const Row& row, const Moment& now) : Common<T>(row, now), eps(static_cast<T>(row.eps)) {}
 
   template <int V>
   DK_INLINE T direction(T w, T g, T (&s)[kStates], T) const {

@@ -16,6 +16,7 @@ struct Adam : Common<T> {
                                             "one_minus_beta2", "eps",   "amsgrad", "bias_correction"};
   static constexpr const char* kStateKeys[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
   static constexpr int kStates = 3;
+  static constexpr bool kDivides = true;
   static constexpr int kAmsgrad = 1;
   static constexpr int kVariants = 2;
   static constexpr bool kUses[kVariants][kStates] = {{true, true, false}, {true, true, true}};
@@ -24,7 +25,7 @@ struct Adam : Common<T> {
   T one_minus_beta1, beta2, one_minus_beta2, mean_scale, root_scale, eps;
   int variant;
 
-  Adam(const Row& row, const Moment& now)
+  DK_INLINE Adam(const Row& row, const Moment& now)
       : Common<T>(row, now),
         one_minus_beta1(static_cast<T>(row.one_minus_beta1)),
         beta2(static_cast<T>(row.beta2)),

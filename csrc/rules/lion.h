@@ -15,6 +15,7 @@ struct Lion : Common<T> {
                                             "one_minus_beta2"};
   static constexpr const char* kStateKeys[] = {"exp_avg"};
   static constexpr int kStates = 1;
+  static constexpr bool kDivides = false;
   static constexpr int kVariants = 1;
   static constexpr bool kUses[kVariants][kStates] = {{true}};
   static constexpr bool kConcludes[kVariants] = {false};
@@ -22,7 +23,7 @@ struct Lion : Common<T> {
   T beta1, one_minus_beta1, beta2, one_minus_beta2;
   static constexpr int variant = 0;
 
-  Lion(const Row& row, const Moment& now)
+  DK_INLINE Lion(const Row& row, const Moment& now)
       : Common<T>(row, now),
         beta1(static_cast<T>(row.beta1)),
         one_minus_beta1(static_cast<T>(row.one_minus_beta1)),

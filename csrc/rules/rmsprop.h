@@ -16,6 +16,7 @@ struct Rmsprop : Common<T> {
                                             "eps_outside",    "momentum", "centered"};
   static constexpr const char* kStateKeys[] = {"square_avg", "grad_avg", "momentum_buffer"};
   static constexpr int kStates = 3;
+  static constexpr bool kDivides = true;
   static constexpr int kCentered = 1, kMomentum = 2;
   static constexpr int kVariants = 4;
   static constexpr bool kUses[kVariants][kStates] = {
@@ -25,7 +26,7 @@ struct Rmsprop : Common<T> {
   T alpha, one_minus_alpha, eps_inside, eps_outside, momentum;
   int variant;
 
-  Rmsprop(const Row& row, const Moment& now)
+  DK_INLINE Rmsprop(const Row& row, const Moment& now)
       : Common<T>(row, now),
         alpha(static_cast<T>(row.alpha)),
         one_minus_alpha(static_cast<T>(row.one_minus_alpha)),

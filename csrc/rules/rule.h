@@ -1,18 +1,23 @@
 // The contract of a rule (see rules/adagrad.h for the smallest one):
 //
-//   Row                     its hyper-parameters as doubles, CommonRow first; kFields names them in order.
-//                           They are options alone: what the step adds is worked out in the constructor
-//   kStateKeys, kStates     torch's keys of its states, in order, and how many there are
-//   kVariants, kUses        loops it has, and which states each reads and writes; `variant` says which one
-//   the row asks for direction<V>(w, g, s, in)  advances the states in s and returns the direction u; `in`
-//   scales what enters a momentum buffer
-//   kConcludes              variants whose direction is a function of the advanced states alone:
-//   conclude<V>(s)          that function
+//   Row                   its hyper-parameters as doubles, CommonRow first; kFields names them in order. They
+//                         are options alone: what a step adds is worked out in the constructor
+//   kStateKeys, kStates   torch's keys of its states, in order, and how many there are
+//   kDivides              whether its direction divides
+//   kVariants, kUses      loops it has, and which states each reads and writes; `variant` says which one the
+//                         row asks for
+//   direction<V>(w, g, s, in)
+//                         advances the states in s and returns the direction u; `in` scales what enters a
+//                         momentum buffer
+//   kConcludes            variants whose direction is a function of the advanced states alone:
+//   conclude<V>(s)        that function
 //
 // A rule is made from a row and a moment once a chunk, holds its numbers in the arithmetic's type, and knows
 // neither chunks nor tensors.
 #pragma once
 #include <cmath>
+#include <type_traits>
+#include <utility>
 
 #include "../arch.h"
 #include "../row.h"
@@ -32,7 +37,7 @@ struct Common {
   bool lr_inside, ratio_inside, of_update;
   T scale, gradient_decay, update_decay, weight_scale, measured_decay;
 
-  Common(const CommonRow& row, const Moment& now)
+  DK_INLINE Common(const CommonRow& row, const Moment& now)
       : lr(rate(row, now.k)),
         lr_inside(row.lr_inside != 0),
         ratio_inside(row.ratio_inside != 0),
@@ -71,6 +76,15 @@ struct Common {
   /// The weights after an update; `weight_scale` is 1 - rate * decay where decay is of the weights, else 1.
   DK_INLINE T applied(T w, T u, T out) const { return weight_scale * w - out * u; }
 };
+
+/// f(variant) with the rule's variant as a constant.
+template <class Rule, class F>
+DK_INLINE void with_variant(const Rule& rule, F f) {
+  const auto each = [&]<int... V>(std::integer_sequence<int, V...>) {
+    (void)((rule.variant == V && (f(std::integral_constant<int, V>()), true)) || ...);
+  };
+  each(std::make_integer_sequence<int, Rule::kVariants>());
+}
 
 DK_INLINE float root(float x) { return __builtin_sqrtf(x); }
 DK_INLINE double root(double x) { return __builtin_sqrt(x); }

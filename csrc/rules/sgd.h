@@ -15,6 +15,7 @@ struct Sgd : Common<T> {
   static constexpr const char* kFields[] = {DK_COMMON_FIELDS, "momentum", "one_minus_dampening", "nesterov"};
   static constexpr const char* kStateKeys[] = {"momentum_buffer"};
   static constexpr int kStates = 1;
+  static constexpr bool kDivides = false;
   static constexpr int kPlain = 0, kMomentum = 1, kNesterov = 2;
   static constexpr int kVariants = 3;
   static constexpr bool kUses[kVariants][kStates] = {{false}, {true}, {true}};
@@ -23,7 +24,7 @@ struct Sgd : Common<T> {
   T momentum, one_minus_dampening;
   int variant;
 
-  Sgd(const Row& row, const Moment& now)
+  DK_INLINE Sgd(const Row& row, const Moment& now)
       : Common<T>(row, now),
         momentum(static_cast<T>(row.momentum)),
         one_minus_dampening(static_cast<T>(now.k == 1 ? 1 : row.one_minus_dampening)),

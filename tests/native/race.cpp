@@ -1,5 +1,5 @@
 // The engine's protocol under ThreadSanitizer: the same text as on every device, with random delays wherever
-// workers meet.
+// workers meet, for workers that own their updates, as a CPU's, and for such that share them, as a GPU's.
 //
 //   race sound             1 to 32 workers; prints a digest for each number of workers and chunk size
 //   race ORDER             the same with that memory order, or "every" one, relaxed: must be reported
@@ -31,10 +31,11 @@ constexpr auto kRelaxed = std::memory_order_relaxed, kAcquire = std::memory_orde
                kRelease = std::memory_order_release, kAcqRel = std::memory_order_acq_rel;
 using Sound = Orders<kAcquire, kRelease, kAcqRel>;
 
-template <class Order_>
+template <class Order_, bool Owns>
 class Delayed : public Thread {
  public:
   using Order = Order_;
+  static constexpr bool kOwnsUpdates = Owns;
 
   Delayed(int workers, int seed) : Thread(workers), random_(seed) {}
 
@@ -66,17 +67,18 @@ class Delayed : public Thread {
 constexpr std::int64_t kSizes[] = {7, 1, 13'000, 0, 4096, 4097, 20'480, 9408, 30'001, 64};
 constexpr int kLayers = std::size(kSizes);
 constexpr int kArrays = 2 + kMaxStates;  // weights, gradient, states
-constexpr int kSteps = 5;
+constexpr int kSteps = 6;
 constexpr std::uint32_t kFirstEpoch = 0xfffffffd;  // the steps pass 2^32
 constexpr int kPlain = 5;                          // the layer without trust
 constexpr int kSkippedStep = 3;                    // a gradient is not finite: nothing happens
+constexpr int kFoundStep = 4;                      // found_inf says so: nothing happens
 constexpr int kSkippedLayer = 7;  // its weights are not finite: with SCANs it alone stays as it is
 constexpr auto kInfinity = std::numeric_limits<float>::infinity();
 
 /// RMSprop with all of its states, under one row of numbers: a plan and its memory.
 class Steps {
  public:
-  Steps(std::int64_t chunk, bool scan) : layers_(kLayers) {
+  Steps(std::int64_t chunk, bool scan, bool owns) : layers_(kLayers) {
     std::minstd_rand random(1);
     std::int64_t slots = 0;
     for (int i = 0; i < kLayers; ++i) {
@@ -86,17 +88,16 @@ class Steps {
       for (float& v : memory_[i][2]) v = 1 + v * v;  // square_avg
       Layer& layer = layers_[i];
       layer = {.weights = memory_[i][0].data(),
-               .gradient = memory_[i][1].data(),
                .rounded = nullptr,
                .states = {},
-               .step = nullptr,
+               .step = &counters_[i],
                .size = kSizes[i],
                .slot = slots,
                .measures = 0,
                .options = 0,
-               .weights_type = Type::float32,
-               .gradient_type = Type::float32,
-               .rounded_type = Type::float32};
+               .gradient_type = 0,
+               .type = 0};
+      gradients_[i] = memory_[i][1].data();
       for (int k = 0; k < kMaxStates; ++k) layer.states[k] = memory_[i][2 + k].data();
       slots += (kSizes[i] + kLeaf - 1) / kLeaf;
     }
@@ -107,20 +108,28 @@ class Steps {
       scans_ = static_cast<std::int64_t>(items_.size());
     }
     for (int i = 0; i < kLayers; ++i) {
-      cut(i, i == kPlain ? Kind::plain : kSizes[i] <= chunk ? Kind::whole : Kind::measure, chunk);
+      const Kind kind = i == kPlain ? Kind::plain : kSizes[i] <= chunk ? Kind::whole : Kind::measure;
+      if (!owns && i > 0 && layers_[i - 1].measures > 0) cut(i - 1, Kind::update, chunk);
+      cut(i, kind, chunk);
     }
+    static_assert(kSizes[kLayers - 1] <= kLeaf, "its UPDATEs would be missing");
     slots_.resize(slots);
     next_.resize(items_.size());
   }
 
-  template <class Order>
+  template <class Order, bool Owns>
   void take(int workers) {
     const Plan plan{.items = items_.data(),
                     .n_items = static_cast<std::int64_t>(items_.size()),
                     .n_scans = scans_,
                     .layers = layers_.data(),
+                    .first_layer = 0,
+                    .n_layers = kLayers,
+                    .gradients = gradients_,
                     .rows = &row_.lr,
-                    .grad_scale = 1,
+                    .grad_scale = {nullptr, 1},
+                    .found_inf = {&found_, 0},
+                    .judged = false,
                     .slots = slots_.data(),
                     .n_slots = static_cast<std::int64_t>(slots_.size()),
                     .arrived = arrived_,
@@ -135,11 +144,12 @@ class Steps {
       float& last = memory_[0][1].back();
       const float kept = last;
       if (step == kSkippedStep && scans_ != 0) last = kInfinity;
+      found_ = step == kFoundStep ? 1 : 0;
       std::vector<std::thread> threads;
       for (int i = 0; i < workers; ++i) {
         threads.emplace_back([&, i] {
-          Delayed<Order> worker(workers, 100 * step + i + 1);
-          run_worker<Delayed<Order>, Rmsprop>(worker, plan);
+          Delayed<Order, Owns> worker(workers, 100 * step + i + 1);
+          run_worker<Delayed<Order, Owns>, Rmsprop>(worker, plan);
         });
       }
       for (std::thread& thread : threads) thread.join();
@@ -147,6 +157,7 @@ class Steps {
       expect_reset(step);
       note(reports_, sizeof reports_);
       note(&verdict_, sizeof verdict_);
+      note(counters_, sizeof counters_);
       for (const auto& arrays : memory_) {
         for (const auto& array : arrays) note(array.data(), array.size() * sizeof(float));
       }
@@ -220,6 +231,9 @@ class Steps {
   std::vector<Sums> slots_;
   std::vector<std::int64_t> next_;
   std::int64_t scans_ = 0;
+  const void* gradients_[kLayers];
+  float counters_[kLayers] = {};
+  float found_ = 0;
   std::uint32_t arrived_[kLayers] = {}, published_[kLayers] = {};
   LayerReport reports_[kLayers] = {};
   Verdict verdict_{};
@@ -228,17 +242,24 @@ class Steps {
 };
 
 /// Prints a digest for each case: it may depend on whether there are SCANs, on nothing else.
+template <class Order, bool Owns>
+void run(int workers) {
+  for (const std::int64_t chunk : {kLeaf, 4 * kLeaf}) {
+    for (const bool scan : {false, true}) {
+      Steps steps(chunk, scan, Owns);
+      steps.take<Order, Owns>(workers);
+      std::printf("%d workers, %s updates, chunk %d, %s: %016llx\n", workers, Owns ? "own" : "shared",
+                  static_cast<int>(chunk), scan ? "scanned" : "not scanned",
+                  static_cast<unsigned long long>(steps.digest()));
+    }
+  }
+}
+
 template <class Order>
 void run(const std::vector<int>& workers) {
   for (const int n : workers) {
-    for (const std::int64_t chunk : {kLeaf, 4 * kLeaf}) {
-      for (const bool scan : {false, true}) {
-        Steps steps(chunk, scan);
-        steps.take<Order>(n);
-        std::printf("%d workers, chunk %d, %s: %016llx\n", n, static_cast<int>(chunk),
-                    scan ? "scanned" : "not scanned", static_cast<unsigned long long>(steps.digest()));
-      }
-    }
+    run<Order, true>(n);
+    run<Order, false>(n);
   }
 }
 

@@ -67,19 +67,7 @@ void replay(const char* path, std::FILE* result, int threads, const std::string&
              n_items = in.value<std::int64_t>(), n_blocks = in.value<std::int64_t>(),
              n_steps = in.value<std::int64_t>();
   std::vector<dk::Layer> layers(n_layers);
-  std::vector<std::vector<std::int64_t>> pointers;  // by layer: blocks from 1, or 0 for null
-  for (dk::Layer& layer : layers) {
-    std::int64_t row[8 + dk::kMaxStates];  // as csrc/bindings.cpp takes it
-    for (std::int64_t& field : row) field = in.value<std::int64_t>();
-    layer = {};
-    layer.weights_type = static_cast<dk::Type>(row[1]);
-    layer.gradient_type = static_cast<dk::Type>(row[2]);
-    layer.rounded_type = static_cast<dk::Type>(row[4]);
-    layer.size = row[6];
-    layer.options = static_cast<std::int32_t>(row[7]);
-    pointers.push_back({row[0], row[3], row[5]});
-    pointers.back().insert(pointers.back().end(), row + 8, row + 8 + dk::kMaxStates);
-  }
+  for (dk::Layer& layer : layers) layer = in.value<dk::Layer>();
   std::vector<dk::Item> items(n_items);
   for (dk::Item& item : items) {
     item.begin = in.value<std::int64_t>();
@@ -89,21 +77,23 @@ void replay(const char* path, std::FILE* result, int threads, const std::string&
   }
   std::vector<Block> blocks;
   for (std::int64_t i = 0; i < n_blocks; ++i) blocks.push_back(in.block());
-  const auto address = [&](std::int64_t block) {
-    return block == 0 ? nullptr : static_cast<void*>(blocks[block - 1].data());
+  const auto place = [&]<class T>(T*& pointer) {  // it numbers a block from 1; 0 is null
+    const auto block = reinterpret_cast<std::intptr_t>(pointer);
+    pointer = block == 0 ? nullptr : static_cast<T*>(static_cast<void*>(blocks[block - 1].data()));
   };
-  for (std::int64_t i = 0; i < n_layers; ++i) {
-    layers[i].weights = address(pointers[i][0]);
-    layers[i].rounded = address(pointers[i][1]);
-    layers[i].step = static_cast<float*>(address(pointers[i][2]));
-    for (int k = 0; k < dk::kMaxStates; ++k) layers[i].states[k] = address(pointers[i][3 + k]);
+  for (dk::Layer& layer : layers) {
+    place(layer.weights);
+    place(layer.rounded);
+    place(layer.step);
+    for (void*& state : layer.states) place(state);
   }
 
   dk::Engine engine(static_cast<int>(family), dk::targets()[0], layers, items);
   for (std::int64_t step = 0; step < n_steps; ++step) {
     std::vector<Block> gradients;
     for (std::int64_t i = 0; i < n_layers; ++i) gradients.push_back(in.block());
-    for (std::int64_t i = 0; i < n_layers; ++i) engine.layers[i].gradient = gradients[i].data();
+    std::vector<const void*> addresses;
+    for (const Block& gradient : gradients) addresses.push_back(gradient.data());
     const Block rows = in.block();
     const auto grad_scale = in.value<double>();
     const auto max_grad_norm = in.value<double>();
@@ -111,8 +101,8 @@ void replay(const char* path, std::FILE* result, int threads, const std::string&
     engine.check_counters();
     const dk::FpMode before = dk::fp_mode();
     set_mode(mode);
-    engine.run(reinterpret_cast<const double*>(rows.data()), threads, grad_scale, max_grad_norm,
-               skip_nonfinite);
+    engine.run(addresses.data(), reinterpret_cast<const double*>(rows.data()), threads, grad_scale,
+               max_grad_norm, skip_nonfinite);
     dk::set_fp_mode(before);
     bool restored = true;
 #pragma omp parallel num_threads(threads) reduction(&& : restored)
