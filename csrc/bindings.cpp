@@ -3,7 +3,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <cstring>
 #include <memory>
 #include <span>
@@ -12,6 +11,7 @@
 
 #include "cpu/launch.h"
 #ifdef DK_CUDA
+#include "cuda/arguments.h"
 #include "cuda/launch.h"
 #endif
 #include "memory.h"
@@ -62,37 +62,12 @@ void run(dk::Engine& engine, const py::tuple& tables, int threads, double grad_s
 }
 
 #ifdef DK_CUDA
-/// tables: the addresses in device memory of items, layers, gradients, rows, slots, arrived, published,
-/// reports, verdict and clock; counts: of items, scans, the first layer, layers and slots.
-void cuda_launch(int family, int weights, int gradient, const std::array<std::intptr_t, 10>& tables,
-                 const std::array<std::int64_t, 5>& counts, std::pair<std::intptr_t, double> grad_scale,
-                 std::pair<std::intptr_t, double> found_inf, double max_grad_norm, bool skip_nonfinite,
-                 bool judged, int device, std::intptr_t stream) {
-  const auto at = [&]<class T>(std::size_t i, T*& pointer) { pointer = reinterpret_cast<T*>(tables[i]); };
-  const auto number = [](const std::pair<std::intptr_t, double>& n) {
-    return dk::Number{reinterpret_cast<const float*>(n.first), n.second};
-  };
-  dk::Plan plan{};
-  at(0, plan.items);
-  at(1, plan.layers);
-  at(2, plan.gradients);
-  at(3, plan.rows);
-  at(4, plan.slots);
-  at(5, plan.arrived);
-  at(6, plan.published);
-  at(7, plan.reports);
-  at(8, plan.verdict);
-  at(9, plan.clock);
-  plan.n_items = counts[0];
-  plan.n_scans = counts[1];
-  plan.first_layer = counts[2];
-  plan.n_layers = counts[3];
-  plan.n_slots = counts[4];
-  plan.grad_scale = number(grad_scale);
-  plan.found_inf = number(found_inf);
-  plan.max_grad_norm = max_grad_norm;
-  plan.skip_nonfinite = skip_nonfinite;
-  plan.judged = judged;
+void cuda_launch(int family, int weights, int gradient, const dk::cuda::Tables& tables,
+                 const dk::cuda::Counts& counts, const dk::cuda::Scalar& grad_scale,
+                 const dk::cuda::Scalar& found_inf, double max_grad_norm, bool skip_nonfinite, bool judged,
+                 int device, std::intptr_t stream) {
+  const dk::Plan plan =
+      dk::cuda::plan_of(tables, counts, grad_scale, found_inf, max_grad_norm, skip_nonfinite, judged);
   dk::cuda::launch(family, static_cast<dk::Type>(weights), static_cast<dk::Type>(gradient), plan, device,
                    reinterpret_cast<void*>(stream));
 }

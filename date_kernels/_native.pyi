@@ -8,6 +8,23 @@ TYPES: tuple[str, ...]
 REPORT_FIELDS: tuple[str, ...]
 FAMILIES: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]
 
+HAS_CUDA: bool
+
+def cuda_why_not(device: int) -> str: ...
+def cuda_launch(
+    family: int,
+    weights: int,
+    gradient: int,
+    tables: tuple[int, ...],
+    counts: tuple[int, ...],
+    grad_scale: tuple[int, float],
+    found_inf: tuple[int, float],
+    max_grad_norm: float,
+    skip_nonfinite: bool,
+    judged: bool,
+    device: int,
+    stream: int,
+) -> None: ...
 def targets() -> list[tuple[str, bool]]: ...
 def openmp_library() -> str: ...
 

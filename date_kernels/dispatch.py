@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import native, reference
+from .cuda_plan import CudaPlan, why_no_cuda
 from .layers import CPU, Call, States, assign, check_layers, states_of, widened
 from .options import Group
 from .plan import Plan, check_groups, check_scale, find_rule
@@ -126,8 +127,16 @@ def _make_triton(rule: str) -> Stepper:
     return TritonPlan(rule)
 
 
+def _make_cuda(rule: str) -> Stepper:
+    why = why_no_cuda()
+    if why is not None:
+        raise RuntimeError(f"backend 'cuda' is not available: {why}")
+    return CudaPlan(rule)
+
+
 BACKENDS: Mapping[str, Callable[[str], Stepper]] = {
     "cpu": Plan,
+    "cuda": _make_cuda,
     "triton": _make_triton,
     "reference": ReferenceStepper,
 }
@@ -187,7 +196,7 @@ def make_stepper(rule: str, backend: str | None = None) -> Stepper:
     ----------
     rule : str
         A family of `date_kernels.rules.RULES`.
-    backend : {"cpu", "triton", "reference"}, optional
+    backend : {"cpu", "cuda", "triton", "reference"}, optional
         Without it each step is taken where its parameters are: by Triton's kernels on a GPU, on the
         CPU by the compiled kernels where they are there, else by the reference, with a warning.
 
@@ -248,7 +257,7 @@ def step(
         Gradients are divided by it first.
     found_inf : float or one-element Tensor, optional
         Where not 0, nothing changes; where given, a layer whose norm is not finite is skipped.
-    backend : {"cpu", "triton", "reference"}, optional
+    backend : {"cpu", "cuda", "triton", "reference"}, optional
         Without it the fastest for the parameters' device.
 
     Returns
@@ -352,7 +361,7 @@ def info() -> Info:
         torch_version=torch.__version__,
         backends={
             "cpu": why,
-            "cuda": "not part of this version",
+            "cuda": why_no_cuda(),
             "triton": _why_no_triton(),
             "reference": None,
         },

@@ -19,6 +19,9 @@ TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 MOST_STATES = 3
 
+SIZE = 3 + MOST_STATES
+"""The column of a layer's elements."""
+
 
 def layer_table(
     rule: Rule,

@@ -71,12 +71,14 @@ std::string why_not(int device) {
     int driver = 0, runtime = 0;
     DK_CHECK(cudaDriverGetVersion(&driver));
     DK_CHECK(cudaRuntimeGetVersion(&runtime));
+    if (driver == 0) return "there is no NVIDIA driver";
     if (driver / 1000 < runtime / 1000) {
       return "the driver knows CUDA " + std::to_string(driver / 1000) + "." +
              std::to_string(driver % 1000 / 10) + ", but the kernels were compiled by CUDA " +
              std::to_string(runtime / 1000) + "." + std::to_string(runtime % 1000 / 10) +
              ": update the driver, or rebuild with an older toolkit";
     }
+    if (device < 0) return "";
     const OnDevice on(device);
     cudaFuncAttributes attributes{};
     const cudaError_t error = cudaFuncGetAttributes(&attributes, find(0, Type::float32, Type::float32));

@@ -6,7 +6,8 @@
 
 namespace dk::cuda {
 
-/// Why no kernel runs on a device; empty where they do. Initialises CUDA there.
+/// Why no kernel runs on a device; empty where they do. Initialises CUDA there, but for a device below 0,
+/// where it asks the driver alone.
 std::string why_not(int device);
 
 /// One step of a family's layers that hold `weights` and `gradient`, or a scan of all with kNone, on a stream

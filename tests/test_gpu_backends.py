@@ -1,4 +1,7 @@
-"""The Triton backend against the reference: on a GPU where there is one, else interpreted."""
+"""The GPU backends against the reference: on a GPU where there is one.
+
+Else Triton's kernel is interpreted, and the CUDA backend's engine runs on threads.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ from helpers import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from native_modules import emulated_cuda
 from numpy.typing import NDArray
 from setups import give_gradients, make
 from test_backend import (
@@ -43,8 +47,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from variants import FULL, VARIANTS
 
 import date_kernels
-from date_kernels import MASTER, Telemetry, dispatch, make_stepper, native
+from date_kernels import MASTER, Telemetry, cuda_plan, device_plan, dispatch, make_stepper, native
+from date_kernels.cuda_plan import CudaPlan, why_no_cuda
 from date_kernels.items import LEAF, Kind, build_items, check_order
+from date_kernels.tables import TYPES
 
 triton_language: Any = pytest.importorskip("triton.language")
 triton_engine: Any = pytest.importorskip("date_kernels.triton_engine")
@@ -59,7 +65,29 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = (5, 4096, 4097, 3 * LEAF + 700, 1, 0)
 """Whole and cut layers, full leaves and tails."""
 
-small_chunks = partial(TritonPlan, chunk=LEAF, lag=LEAF)
+BACKENDS: dict[str, Any] = {"triton": TritonPlan, "cuda": CudaPlan}
+
+
+@pytest.fixture(autouse=True, params=BACKENDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whose plans `make_plan` makes."""
+    if request.param == "cuda":
+        if DEVICE == "cpu":
+            launch = emulated_cuda().launch
+            monkeypatch.setattr(native.module(), "cuda_launch", launch, raising=False)
+            monkeypatch.setattr(CudaPlan, "_check_device", lambda *_: None)
+        elif (why := why_no_cuda(0)) is not None:
+            pytest.skip(why)
+    monkeypatch.setitem(BACKENDS, "", BACKENDS[request.param])
+    return str(request.param)
+
+
+def make_plan(rule: str, **options: Any) -> Any:
+    """A plan of the backend under test."""
+    return BACKENDS[""](rule, **options)
+
+
+small_chunks = partial(make_plan, chunk=LEAF, lag=LEAF)
 
 
 @pytest.fixture(autouse=True)
@@ -328,16 +356,18 @@ def test_a_scalers_word_protects_layers_from_their_weights() -> None:
     assert not call.take(plan.step).skipped.any()
 
 
-def test_more_layers_than_are_counted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_layers_than_are_counted_at_a_time(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And more slots than are added up at a time."""
     count = 2 * triton_engine.SUMS.value + 3
-    if DEVICE == "cpu":  # an interpreted layer takes some milliseconds
+    if DEVICE == "cpu" and backend == "triton":  # an interpreted layer takes some milliseconds
         monkeypatch.setattr(triton_engine, "SUMS", triton_language.constexpr(4))
         count = 11
     sizes = [1 + i % 3 for i in range(count)]
     group = {"max_grad_norm": 1.0}
     call = make_call("adam", random_tensors(sizes, 0), random_tensors(sizes, 1), group, taken=1)
-    assert judged(call, TritonPlan("adam")).clip < 1
+    assert judged(call, make_plan("adam")).clip < 1
     assert [step.item() for step in call.steps if step is not None] == [2] * count
 
 
@@ -369,7 +399,7 @@ def test_autograd_is_told_what_was_written() -> None:
 
 def test_no_layers() -> None:
     for groups in ([], [{"params": [], "lr": 0.1, **TRUST, "max_grad_norm": 1.0}]):
-        telemetry = TritonPlan("sgd").step([], [], {}, [], groups)
+        telemetry = make_plan("sgd").step([], [], {}, [], groups)
         assert telemetry.ratio.shape == (0,)
 
 
@@ -384,7 +414,7 @@ def test_a_rate_in_a_tensor_is_read_at_each_step(dtype: torch.dtype) -> None:
     rate = torch.tensor(0.1, dtype=dtype, device=DEVICE)
     params, twins = ([t.to(DEVICE) for t in random_tensors((300, 5000), 0)] for _ in range(2))
     group = {"params": [0, 1], "momentum": 0.9, "momentum_scaling": "inside", **TRUST}
-    ours, theirs = TritonPlan("sgd"), TritonPlan("sgd")
+    ours, theirs = make_plan("sgd"), make_plan("sgd")
     buffers, others = ([torch.zeros_like(p) for p in params] for _ in range(2))
     for step in range(3):
         rate.fill_(0.1 / (1 + step))
@@ -455,12 +485,12 @@ def shuffled(items: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 )
 def test_bits_depend_on_neither_order_nor_cut(name: str, shared: str) -> None:
     case = problem(name, shared)
-    expected = taken(case, TritonPlan(case.rule, chunk=LEAF, lag=LEAF))
+    expected = taken(case, make_plan(case.rule, chunk=LEAF, lag=LEAF))
     for seed in range(2):
         order: Callable[..., Any] = partial(shuffled, seed=seed)
-        assert_same(taken(case, TritonPlan(case.rule, chunk=LEAF, order=order)), expected)
+        assert_same(taken(case, make_plan(case.rule, chunk=LEAF, order=order)), expected)
     for chunk, lag in ((LEAF, LEAF), (LEAF, 0), (2 * LEAF, 1 << 30), (4 * LEAF, LEAF)):
-        assert_same(taken(case, TritonPlan(case.rule, chunk=chunk, lag=lag)), expected)
+        assert_same(taken(case, make_plan(case.rule, chunk=chunk, lag=lag)), expected)
 
 
 def test_early_commit_leaves_the_same_bits() -> None:
@@ -482,7 +512,7 @@ def test_a_refused_order_changes_nothing(change: Any, match: str) -> None:
     call = moved(
         make_call("sgd", random_tensors(SIZES, 0), random_tensors(SIZES, 1), TRUST), DEVICE
     )
-    plan = TritonPlan("sgd", chunk=LEAF, order=change)
+    plan = make_plan("sgd", chunk=LEAF, order=change)
     with unchanged(call.written()), pytest.raises(ValueError, match=match):
         call.take(plan.step)
 
@@ -490,9 +520,9 @@ def test_a_refused_order_changes_nothing(change: Any, match: str) -> None:
 @pytest.mark.parametrize("name", ["rmsprop-centered-momentum", "lion-plain"])
 def test_packed_is_one_by_one(name: str) -> None:
     case = problem(name)
-    together = taken(case, TritonPlan(case.rule))
+    together = taken(case, make_plan(case.rule))
     for at, alone in enumerate(case.alone()):
-        bits = taken(alone, TritonPlan(case.rule))
+        bits = taken(alone, make_plan(case.rule))
         for key in ("weight", "step", *Tensors.of(alone).states):
             assert bits.get(f"{key} 0") == together.get(f"{key} {at}"), (key, at)
         for name_of in ("ratio", "weight_norm", "measured_norm", "raw_ratio", "clamp"):
@@ -556,7 +586,7 @@ def test_kernel_and_plan_count_alike() -> None:
     report = ("weight_norm", "measured_norm", "raw_ratio", "ratio", "clamp", "skipped")
     assert [getattr(engine, name.upper()).value for name in report] == [*range(len(report))]
     assert engine.REPORT.value == len(report)
-    types = [str(dtype).removeprefix("torch.") for dtype in triton_plan.TYPES]
+    types = [str(dtype).removeprefix("torch.") for dtype in TYPES]
     assert types == [*native.module().TYPES]
     assert list(native.module().REPORT_FIELDS) == [*report]
 
@@ -573,6 +603,10 @@ class Counted:
     def __getitem__(self, grid: Any) -> Any:
         self.launches += 1
         return self.kernel[grid]
+
+    def __call__(self, *arguments: Any) -> None:
+        self.launches += 1
+        self.kernel(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -592,10 +626,13 @@ def test_one_launch_a_step_and_pair(
     options: dict[str, Any],
     found: float | None,
     expected: int,
+    backend: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    counted = Counted(triton_plan.layerwise_step)
-    monkeypatch.setattr(triton_plan, "layerwise_step", counted)
+    where: Any = triton_plan if backend == "triton" else native.module()
+    name = "layerwise_step" if backend == "triton" else "cuda_launch"
+    counted = Counted(getattr(where, name))
+    monkeypatch.setattr(where, name, counted)
     params = [t for dtype in dtypes for t in random_tensors((300, 64, 5), 0, dtype)]
     grads = [t for dtype in dtypes for t in random_tensors((300, 64, 5), 1, dtype)]
     half = len(params) // 2
@@ -604,7 +641,7 @@ def test_one_launch_a_step_and_pair(
         {"params": list(range(half, len(params))), **TRUST, **options},
     ]
     call = moved(make_call("sgd", params, grads, *groups), DEVICE)
-    plan = TritonPlan("sgd")
+    plan = make_plan("sgd")
     for step in range(1, 3):
         call.take(plan.step, found_inf=found)
         assert counted.launches == step * expected
@@ -613,8 +650,8 @@ def test_one_launch_a_step_and_pair(
 
 def test_words_travel_only_when_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     copies: list[int] = []
-    pinned = triton_plan._pinned
-    plan = TritonPlan("sgd")
+    pinned = device_plan._pinned
+    plan = make_plan("sgd")
     call = moved(make_call("sgd", random_tensors((9,), 0), random_tensors((9,), 1), TRUST), DEVICE)
     call.take(plan.step)
 
@@ -623,7 +660,7 @@ def test_words_travel_only_when_they_differ(monkeypatch: pytest.MonkeyPatch) -> 
         tensor: Tensor = pinned(*args)
         return tensor
 
-    monkeypatch.setattr(triton_plan, "_pinned", counted)
+    monkeypatch.setattr(device_plan, "_pinned", counted)
     call.take(plan.step)
     assert not copies
     call.grads = [grad.clone() for grad in call.grads]
@@ -643,13 +680,13 @@ def test_optimizers_step_through_it(name: str) -> None:
     if DEVICE == "cuda":
         pytest.skip("tests/test_triton_gpu.py steps optimizers there")
     optimizer, params = make(name)
-    optimizer._stepper = make_stepper(optimizer.rule, "triton")
+    optimizer._stepper = make_plan(optimizer.rule)
     for seed in (1, 2, 3):
         give_gradients(params, seed)
         if seed == 1:
             params[1].grad = None
         judged_optimizer_step(optimizer)
-    assert isinstance(optimizer._stepper, TritonPlan)
+    assert optimizer._stepper.builds > 0
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -687,24 +724,29 @@ def test_what_no_kernel_serves_is_refused_by_name(name: str, what: str) -> None:
     named = names.get(what, rf"state '{what}' of params\[1\]")
     if name == "transposed" and what == "params":
         named = r"the gradient of params\[1\]"  # dense itself, but of another layout
-    plan = TritonPlan("sgd")
+    plan = make_plan("sgd")
     others = [call.params[0], call.states["momentum_buffer"][0], call.grads[0], sound]
     written = unchanged([tensor for tensor in others if tensor is not None])
     with written, pytest.raises(error, match=f"^{named} .*{match}"):
         plan.step(call.params, call.grads, call.states, call.steps, call.groups)
 
 
-def test_parameters_where_no_kernel_runs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_where_no_kernel_runs_are_refused(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     call = moved(make_call("sgd", random_tensors((9,), 0), random_tensors((9,), 1), {}), DEVICE)
+    monkeypatch.undo()
+    monkeypatch.setitem(BACKENDS, "", BACKENDS[backend])
     monkeypatch.setattr(triton_plan, "interpreted", lambda: DEVICE == "cuda")
+    monkeypatch.setattr(cuda_plan, "why_no_cuda", lambda device: "no kernel image")
     written = unchanged(call.written())
-    with written, pytest.raises(RuntimeError, match=r"^params\[0\] is on .*, but Triton"):
-        TritonPlan("sgd").step(call.params, call.grads, call.states, call.steps, call.groups)
+    with written, pytest.raises(RuntimeError, match=r"^params\[0\] is on .*(but Triton|'cuda')"):
+        make_plan("sgd").step(call.params, call.grads, call.states, call.steps, call.groups)
 
 
 def test_a_gradient_that_has_lost_its_memory_is_refused() -> None:
     call = make_call("sgd", random_tensors((9, 5), 0), random_tensors((9, 5), 1), {"momentum": 0.9})
-    call, plan = moved(call, DEVICE), TritonPlan("sgd")
+    call, plan = moved(call, DEVICE), make_plan("sgd")
     call.take(plan.step)
     call.grads[1] = torch.empty(5, device=DEVICE)
     call.grads[1].untyped_storage().resize_(0)
@@ -719,7 +761,7 @@ def test_dense_layouts_of_any_order_are_served() -> None:
     call = make_call(
         "adam", [weight.to(memory_format=last)], [grad.to(memory_format=last)], TRUST, taken=1
     )
-    judged(call, TritonPlan("adam"))
+    judged(call, make_plan("adam"))
 
 
 def test_an_unavailable_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

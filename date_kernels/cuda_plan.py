@@ -1,0 +1,96 @@
+"""The plan of a step by the CUDA kernels of ``csrc/cuda``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from . import native
+from .device_plan import CHUNK, LAG, Built, DevicePlan, Launch, Scalars
+from .tables import TYPES
+
+
+def why_no_cuda(device: int = -1) -> str | None:
+    """Why the CUDA kernels cannot run; None where they can.
+
+    Parameters
+    ----------
+    device : int
+        The GPU that is to run them, where CUDA is initialised to find out. Without it only what is
+        known without is looked at.
+    """
+    if native.why_missing is not None:
+        return native.why_missing
+    if not native.module().HAS_CUDA:
+        return (
+            "the compiled module was built without a CUDA toolkit; put nvcc on the PATH and rebuild"
+        )
+    if torch.version.hip is not None:
+        return "torch is built for ROCm, where backend 'triton' serves"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU: torch.cuda.is_available() is False"
+    return native.module().cuda_why_not(device) or None
+
+
+class CudaPlan(DevicePlan):
+    """See `date_kernels.device_plan.DevicePlan`."""
+
+    def __init__(
+        self,
+        rule: str,
+        *,
+        chunk: int = CHUNK,
+        lag: int = LAG,
+        order: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
+    ) -> None:
+        super().__init__(rule, chunk=chunk, lag=lag, order=order)
+        self._family, self._fields, _ = native.module().FAMILIES[rule]
+        self._width = len(self._fields)
+        self._n_header = 0
+
+    def _check_device(self, device: torch.device, name: str) -> None:
+        why = why_no_cuda(device.index) if device.type == "cuda" else "it needs a GPU"
+        if why is not None:
+            raise RuntimeError(
+                f"{name} is on {device}, where backend 'cuda' cannot run: {why}; "
+                "or let the backend follow the parameters"
+            )
+
+    def _item_table(self, items: NDArray[np.int64], first: int) -> NDArray[np.int64]:
+        """As ``csrc/plan.h`` has them: begin, end, layer and kind in the halves of one word."""
+        table = np.empty((len(items), 3), dtype=np.int64)
+        table[:, :2] = items[:, :2]
+        halves = table[:, 2:].view(np.int32)
+        halves[:, 0] = items[:, 2] + first
+        halves[:, 1] = items[:, 3]
+        return table
+
+    def _header(self, built: Built, scalars: Scalars) -> NDArray[np.int64]:
+        return np.empty(0, dtype=np.int64)  # a launch's parameters hold them
+
+    def _launch(self, built: Built, launch: Launch, scalars: Scalars) -> None:
+        n_items = launch.items.shape[0]
+        if n_items == 0:
+            return
+        device, rows = launch.items.device, built.words.data_ptr()
+        gradients = rows + 8 * self._width * len(built.layer_options)
+        names = ("slots", "arrived", "published", "reports", "verdict", "clock")
+        work = [built.workspace[name].data_ptr() for name in names]
+        n_slots = built.workspace["slots"].numel() // 2
+        pair = (-1, -1) if launch.pair is None else map(TYPES.index, launch.pair)
+        native.module().cuda_launch(
+            self._family,
+            *pair,
+            (launch.items.data_ptr(), built.layers.data_ptr(), gradients, rows, *work),
+            (n_items, launch.scans, launch.first, launch.layers, n_slots),
+            (scalars.scale_address, scalars.scale),
+            (scalars.found_address, scalars.found),
+            scalars.max_norm,
+            built.skips,
+            launch.judged,
+            device.index or 0,
+            torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0,
+        )

@@ -1,0 +1,55 @@
+"""C++ of the tests that Python calls."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+
+HERE = Path(__file__).parent
+EMULATED = HERE / "native/emulated"
+WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
+RULES = ("Sgd", "Rmsprop", "Adagrad", "Adam", "Adadelta", "Lion")
+
+
+@cache
+def emulated_cuda() -> ModuleType:
+    """The kernels of ``csrc/cuda`` on this machine's processor: native/emulated."""
+    with tempfile.TemporaryDirectory() as folder:
+        includes = (HERE.parent / "csrc", EMULATED, pybind11.get_include())
+        compiler = [os.environ.get("CXX", "g++"), "-std=c++20", "-O1", *WARNINGS]
+        compiler += ["-ffp-contract=off", "-fPIC", "-fvisibility=hidden"]
+        compiler += [f"-I{path}" for path in (*includes, sysconfig.get_paths()["include"])]
+
+        def compiled(name: str, *arguments: str) -> str:
+            target = f"{folder}/{name}.o"
+            run(*compiler, *arguments, "-c", "-o", target)
+            return target
+
+        def rule(name: str) -> str:
+            defined = (f"-DDK_RULE={name}", f"-DDK_KERNELS=kKernelsOf{name}")
+            return compiled(name, *defined, str(EMULATED / "rule.cpp"))
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = [*pool.map(rule, RULES), compiled("module", str(EMULATED / "module.cpp"))]
+        path = f"{folder}/emulated_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+        run(compiler[0], "-shared", "-pthread", *objects, "-o", path)
+        spec = importlib.util.spec_from_file_location("emulated_cuda", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
