@@ -6,6 +6,7 @@ import ctypes
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -142,6 +143,13 @@ BACKENDS: Mapping[str, Callable[[str], Stepper]] = {
 }
 
 
+GPU_BACKENDS: Sequence[tuple[str, Callable[[], str | None]]] = (
+    ("triton", _why_no_triton),
+    ("cuda", why_no_cuda),
+)
+"""For parameters on a GPU, and why each is not available: the first that is takes the step."""
+
+
 class AutomaticStepper:
     """Takes each step where its parameters are: on a GPU, or on the CPU."""
 
@@ -149,6 +157,10 @@ class AutomaticStepper:
         find_rule(rule)
         self._rule = rule
         self.steppers: dict[str, Stepper] = {}
+
+    @cached_property
+    def _gpu_backend(self) -> str:
+        return next((name for name, why in GPU_BACKENDS if why() is None), GPU_BACKENDS[0][0])
 
     def step(
         self,
@@ -165,7 +177,7 @@ class AutomaticStepper:
         """Take one step in place; see `date_kernels.step`."""
         backend = "cpu"
         if params and getattr(params[0], "is_cuda", False):
-            backend = "triton"
+            backend = self._gpu_backend
         elif native.why_missing is not None:
             backend = "reference"
         stepper = self.steppers.get(backend)
@@ -197,8 +209,9 @@ def make_stepper(rule: str, backend: str | None = None) -> Stepper:
     rule : str
         A family of `date_kernels.rules.RULES`.
     backend : {"cpu", "cuda", "triton", "reference"}, optional
-        Without it each step is taken where its parameters are: by Triton's kernels on a GPU, on the
-        CPU by the compiled kernels where they are there, else by the reference, with a warning.
+        Without it each step is taken where its parameters are: on a GPU by Triton's kernels, or
+        where Triton is not there by the CUDA kernels; on the CPU by the compiled kernels where they
+        are there, else by the reference, with a warning.
 
     Raises
     ------

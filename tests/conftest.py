@@ -9,6 +9,9 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Builds of the tests leave the CUDA kernels out, which compile for minutes.
+os.environ.setdefault("DATE_KERNELS_CUDA", "OFF")
+
 # The machines that run this are shared: how long one example took says nothing.
 settings.register_profile("date-kernels", deadline=None)
 settings.load_profile("date-kernels")

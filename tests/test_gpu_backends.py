@@ -309,7 +309,7 @@ def test_a_gradient_that_is_not_finite_stops_the_step(pairs: int) -> None:
 
 
 def test_a_program_without_items_counts_no_step_that_was_stopped() -> None:
-    """The last to leave has asked nobody what was decided: one item behind one SCAN, two programs."""
+    """The last to leave has asked nobody what was decided: one item behind one SCAN."""
     [weights], [grad] = random_tensors((300,), 0), random_tensors((300,), 1)
     grad[-1] = math.nan
     group = {**TRUST, "on_nonfinite": "skip"}
@@ -531,6 +531,18 @@ def test_packed_is_one_by_one(name: str) -> None:
                 assert bits[f"{name_of} of step {step}"] == of_all[at].tobytes(), (name_of, at)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_without_a_ratio_the_bits_are_the_cpus(variant: str) -> None:
+    rule, options = VARIANTS[variant]
+    sizes = (*SIZES, 70_001) if DEVICE == "cuda" else SIZES
+    group = {**options, "weight_decay": 0.02}
+    call = make_call(rule, random_tensors(sizes, 0), random_tensors(sizes, 1), group, taken=3)
+    here = moved(call, DEVICE)
+    here.take(make_plan(rule).step)
+    call.take(make_stepper(rule, "cpu").step)
+    assert_same_bits(moved(here, "cpu").written(), call.written())
+
+
 # --- items ----------------------------------------------------------------------------------------
 
 
@@ -678,7 +690,7 @@ def test_words_travel_only_when_they_differ(monkeypatch: pytest.MonkeyPatch) -> 
 def test_optimizers_step_through_it(name: str) -> None:
     """Also where a layer gets its first gradient later than others, and its first step with it."""
     if DEVICE == "cuda":
-        pytest.skip("tests/test_triton_gpu.py steps optimizers there")
+        pytest.skip("tests/test_gpu.py steps optimizers there")
     optimizer, params = make(name)
     optimizer._stepper = make_plan(optimizer.rule)
     for seed in (1, 2, 3):
@@ -686,7 +698,8 @@ def test_optimizers_step_through_it(name: str) -> None:
         if seed == 1:
             params[1].grad = None
         judged_optimizer_step(optimizer)
-    assert optimizer._stepper.builds > 0
+    stepper: Any = optimizer._stepper
+    assert stepper.builds > 0
 
 
 # --- bad input ------------------------------------------------------------------------------------

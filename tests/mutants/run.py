@@ -72,6 +72,7 @@ class Copy:
         # repository's.
         self.environment = {
             **os.environ,
+            "DATE_KERNELS_CUDA": "OFF",  # its kernels compile for minutes
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "GIT_CEILING_DIRECTORIES": str(folder),
             "PYTHONDONTWRITEBYTECODE": "1",  # a mutant may have its original's size and second

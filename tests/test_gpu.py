@@ -1,7 +1,8 @@
-"""What only a GPU can show of the Triton backend: its order, its streams, its graphs, its size."""
+"""What only a GPU can show of its backends: order, streams, graphs, size."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 from collections.abc import Iterator
@@ -17,13 +18,26 @@ from torch.nn import Parameter
 from variants import FULL, VARIANTS
 
 import date_kernels
-from date_kernels import make_stepper
+from date_kernels import dispatch, make_stepper, native
+from date_kernels.cuda_plan import why_no_cuda
 from date_optim import DATE, LAMB, LARS, SGD, Adam, TrustRatio
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
 ]
+
+
+@pytest.fixture(autouse=True, params=["triton", "cuda"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The only one that there is for parameters on a GPU."""
+    known = dict(dispatch.GPU_BACKENDS)
+    why = why_no_cuda(0) if request.param == "cuda" else known["triton"]()
+    if why is not None:
+        pytest.skip(why)
+    monkeypatch.setattr(dispatch, "GPU_BACKENDS", [(request.param, known[request.param])])
+    return str(request.param)
+
 
 SIZES = (5, 300, 4096, 4097, 70_001, 1, 0, 140_000, 1_000_003)
 OF_UPDATE: Options = {**TRUST, "trust_of": "update"}
@@ -58,20 +72,11 @@ def no_synchronisation() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_without_a_ratio_the_bits_are_the_cpus(variant: str) -> None:
-    call = problem(variant, {})
-    gpu = on_gpu(call)
-    gpu.take(make_stepper(gpu.rule, "triton").step)
-    call.take(make_stepper(call.rule, "cpu").step)
-    assert_same_bits([tensor.cpu() for tensor in gpu.written()], call.written())
-
-
 @pytest.mark.parametrize("variant", FULL.values())
 @pytest.mark.parametrize("trust", [TRUST, OF_UPDATE], ids=["gradient", "update"])
 def test_a_thousand_repeats_leave_the_same_bits(variant: str, trust: Options) -> None:
     call = on_gpu(problem(variant, trust))
-    step = make_stepper(call.rule, "triton").step
+    step = make_stepper(call.rule).step
     start = [tensor.clone() for tensor in call.written()]
     expected: list[Tensor] = []
     differ = torch.zeros((), dtype=torch.int64, device="cuda")
@@ -181,29 +186,41 @@ def test_a_step_is_taken_on_the_callers_stream() -> None:
     assert torch.equal(param, torch.full_like(param, 0.25))
 
 
-def test_one_launch_a_step_and_pair() -> None:
-    triton = pytest.importorskip("triton")
+def count_launches(backend: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What grows by an entry with each launch of ours."""
     launches: list[str] = []
-    hook = triton.knobs.runtime.launch_enter_hook
-    triton.knobs.runtime.launch_enter_hook = lambda data: launches.append(data.get()["name"])
-    try:
-        params = [Parameter(torch.ones(size, device="cuda")) for size in (5, 4097, 100_000)]
-        halves = [Parameter(torch.ones(7, device="cuda", dtype=torch.bfloat16))]
-        groups: Any = [
-            {"params": params[:1], "lr": 0.1},
-            {"params": params[1:], "trust": TrustRatio(upper=1.0), "weight_decay": 0.1},
-        ]
-        for extra, clip, expected in ((False, None, 1), (True, None, 2), (True, 1.0, 3)):
-            own = [{**group} for group in groups] + ([{"params": halves}] if extra else [])
-            optimizer = SGD(own, lr=0.1, momentum=0.9, max_grad_norm=clip)
-            for param in (*params, *halves):
-                param.grad = torch.ones_like(param)
-            optimizer.step()
-            launches.clear()
-            optimizer.step()
-            assert len(launches) == expected, (extra, clip, launches)
-    finally:
-        triton.knobs.runtime.launch_enter_hook = hook
+    if backend == "triton":
+        runtime: Any = importlib.import_module("triton").knobs.runtime
+        hook = lambda data: launches.append(data.get()["name"])  # noqa: E731
+        monkeypatch.setattr(runtime, "launch_enter_hook", hook)
+        return launches
+    launch = native.module().cuda_launch
+
+    def counted(*arguments: Any) -> None:
+        launch(*arguments)
+        launches.append("layerwise_step")
+
+    monkeypatch.setattr(native.module(), "cuda_launch", counted)
+    return launches
+
+
+def test_one_launch_a_step_and_pair(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = count_launches(backend, monkeypatch)
+    params = [Parameter(torch.ones(size, device="cuda")) for size in (5, 4097, 100_000)]
+    halves = [Parameter(torch.ones(7, device="cuda", dtype=torch.bfloat16))]
+    groups: Any = [
+        {"params": params[:1], "lr": 0.1},
+        {"params": params[1:], "trust": TrustRatio(upper=1.0), "weight_decay": 0.1},
+    ]
+    for extra, clip, expected in ((False, None, 1), (True, None, 2), (True, 1.0, 3)):
+        own = [{**group} for group in groups] + ([{"params": halves}] if extra else [])
+        optimizer = SGD(own, lr=0.1, momentum=0.9, max_grad_norm=clip)
+        for param in (*params, *halves):
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        launches.clear()
+        optimizer.step()
+        assert len(launches) == expected, (extra, clip, launches)
 
 
 @pytest.mark.parametrize("trust", [None, TrustRatio(upper=10.0)], ids=["plain", "trust"])
@@ -265,7 +282,7 @@ def test_what_a_gpu_skips() -> None:
     for step in call.steps:
         assert step is not None
         step.zero_()
-    stepper = make_stepper("adam", "triton")
+    stepper = make_stepper("adam")
     arguments = (call.params, call.grads, call.states, call.steps, call.groups)
     before = [tensor.clone() for tensor in call.written()]
     with no_synchronisation():
@@ -279,7 +296,7 @@ def test_what_a_gpu_skips() -> None:
     for step in plain.steps:
         assert step is not None
         step.zero_()
-    plain.take(make_stepper("adam", "triton").step, grad_scale=8.0)
+    plain.take(make_stepper("adam").step, grad_scale=8.0)
     telemetry = stepper.step(*arguments, grad_scale=torch.full((1,), 8.0, device="cuda"),
                              found_inf=torch.zeros(1, device="cuda"))  # fmt: skip
     assert not np.any(telemetry.skipped)
