@@ -2,10 +2,12 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DEMO_ARGS ?=
+# One of those that `pip install .` compiles for.
+CUDA_ARCHITECTURES ?= 90
 
 bin := .venv/bin
 build := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
-native_code = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.c')
+native_code = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu' -o -name '*.cuh')
 sources := date_kernels python tests examples bench
 
 .NOTPARALLEL:
@@ -44,12 +46,14 @@ export DATE_KERNELS_NATIVE := ON
 	$(bin)/pip install --quiet "$(TORCH)" numpy
 	touch $@
 
+# The demo's steps are on the CPU, and the kernels of GPUs compile for minutes.
 .venv/demo: .venv/torch $(build)
-	$(bin)/pip install --quiet --editable ".[demo]"
+	DATE_KERNELS_CUDA=OFF $(bin)/pip install --quiet --editable ".[demo]"
 	touch $@
 
 .venv/test: .venv/torch $(build)
-	$(bin)/pip install --quiet --editable ".[demo,test]" -C cmake.define.DATE_KERNELS_WERROR=ON
+	$(bin)/pip install --quiet --editable ".[demo,test]" -C cmake.define.DATE_KERNELS_WERROR=ON \
+	  -C cmake.define.DATE_KERNELS_CUDA=AUTO -C cmake.define.CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)
 	touch $@
 
 clean:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,6 +151,10 @@ GPU_BACKENDS: Sequence[tuple[str, Callable[[], str | None]]] = (
 """For parameters on a GPU, and why each is not available: the first that is takes the step."""
 
 
+GPU_VARIABLE = "DATE_KERNELS_GPU_BACKEND"
+"""Environment variable that names the one to take; where that is not available, it says why."""
+
+
 class AutomaticStepper:
     """Takes each step where its parameters are: on a GPU, or on the CPU."""
 
@@ -160,7 +165,12 @@ class AutomaticStepper:
 
     @cached_property
     def _gpu_backend(self) -> str:
-        return next((name for name, why in GPU_BACKENDS if why() is None), GPU_BACKENDS[0][0])
+        asked = os.environ.get(GPU_VARIABLE)
+        if asked is not None and asked not in dict(GPU_BACKENDS):
+            names = " or ".join(name for name, _ in GPU_BACKENDS)
+            raise ValueError(f"{GPU_VARIABLE} is {asked!r}; it must be {names}")
+        available = (name for name, why in GPU_BACKENDS if why() is None)
+        return asked or next(available, GPU_BACKENDS[0][0])
 
     def step(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sysconfig
 import tempfile
@@ -17,7 +18,6 @@ import pybind11
 HERE = Path(__file__).parent
 EMULATED = HERE / "native/emulated"
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
-RULES = ("Sgd", "Rmsprop", "Adagrad", "Adam", "Adadelta", "Lion")
 
 
 @cache
@@ -38,8 +38,9 @@ def emulated_cuda() -> ModuleType:
             defined = (f"-DDK_RULE={name}", f"-DDK_KERNELS=kKernelsOf{name}")
             return compiled(name, *defined, str(EMULATED / "rule.cpp"))
 
+        rules = re.findall(r'X\("\w+", (\w+)\)', (HERE.parent / "csrc/rules/all.h").read_text())
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = [*pool.map(rule, RULES), compiled("module", str(EMULATED / "module.cpp"))]
+            objects = [*pool.map(rule, rules), compiled("module", str(EMULATED / "module.cpp"))]
         path = f"{folder}/emulated_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
         run(compiler[0], "-shared", "-pthread", *objects, "-o", path)
         spec = importlib.util.spec_from_file_location("emulated_cuda", path)

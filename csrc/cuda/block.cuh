@@ -11,6 +11,13 @@ namespace dk::DK_ARCH {
 
 constexpr int kThreads = 256;
 
+/// Elements a thread may hold at once, before ptxas spills.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kMost = 8;
+#else
+constexpr int kMost = 16;
+#endif
+
 /// How an array's elements lie in memory, by what it holds.
 template <class Held>
 struct Format {
@@ -126,7 +133,7 @@ class BlockChunk {
   static constexpr int kSmallest =
       std::min(sizeof(typename Format<W>::Bits), sizeof(typename Format<G>::Bits));
   // What the registers of two blocks a multiprocessor hold; quotients and conversions need some, too.
-  static constexpr int kElements = sizeof(T) == 8 ? 4 : Rule::kDivides || kSmallest == 2 ? 8 : 16;
+  static constexpr int kElements = sizeof(T) == 8 ? 4 : Rule::kDivides || kSmallest == 2 ? 8 : kMost;
   using Tile = DK_ARCH::Tile<T, kElements, 16 / kSmallest>;
   static_assert(kLeaf % Tile::kSize == 0);
 
