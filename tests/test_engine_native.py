@@ -75,6 +75,19 @@ def test_the_protocol_has_no_race(race: Path) -> None:
     assert [len(digest) for digest in digests.values()] == [1, 1]
 
 
+def test_random_plans_have_no_race(race: Path) -> None:
+    """By 1 to 32 workers that own their updates or share them: one result each, and no report."""
+    assert out(race, "random", "0", "60") == "60 plans\n"
+
+
+def test_random_plans_stay_in_their_memory(tmp_path: Path) -> None:
+    """The same, and more, under AddressSanitizer and UBSan."""
+    flags = ("-O1", "-g1", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    program = tmp_path / "race"
+    compile_cpp(*flags, "-DDK_ARCH=test", HERE / "native/race.cpp", "-o", program)
+    assert out(program, "random", "100", "200") == "200 plans\n"
+
+
 @pytest.mark.parametrize("order", ["acquire", "release", "acq_rel", "every"])
 def test_each_memory_order_is_needed(race: Path, order: str) -> None:
     """What also proves that a race would be reported."""

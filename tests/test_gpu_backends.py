@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,20 +71,28 @@ SIZES = (5, 4096, 4097, 3 * LEAF + 700, 1, 0)
 """Whole and cut layers, full leaves and tails."""
 
 BACKENDS: dict[str, Any] = {"triton": TritonPlan, "cuda": CudaPlan}
+CHECK_DEVICE = CudaPlan._check_device
+
+
+@contextmanager
+def plans_of(name: str) -> Iterator[Callable[..., Any]]:
+    """The plans of a backend; where there is no GPU, those of CUDA by its kernels' emulation."""
+    with pytest.MonkeyPatch.context() as patch:
+        if name == "cuda" and DEVICE == "cpu":
+            patch.setattr(native.module(), "cuda_launch", emulated_cuda().launch, raising=False)
+            patch.setattr(CudaPlan, "_check_device", lambda *_: None)
+        yield BACKENDS[name]
 
 
 @pytest.fixture(autouse=True, params=BACKENDS)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Whose plans `make_plan` makes."""
-    if request.param == "cuda":
-        if DEVICE == "cpu":
-            launch = emulated_cuda().launch
-            monkeypatch.setattr(native.module(), "cuda_launch", launch, raising=False)
-            monkeypatch.setattr(CudaPlan, "_check_device", lambda *_: None)
-        elif (why := why_no_cuda(0)) is not None:
-            pytest.skip(why)
-    monkeypatch.setitem(BACKENDS, "", BACKENDS[request.param])
-    return str(request.param)
+    name = str(request.param)
+    if name == "cuda" and DEVICE == "cuda" and (why := why_no_cuda(0)) is not None:
+        pytest.skip(why)
+    with plans_of(name) as plans:
+        monkeypatch.setitem(BACKENDS, "", plans)
+        yield name
 
 
 def make_plan(rule: str, **options: Any) -> Any:
@@ -387,6 +400,47 @@ def test_a_leaf_that_lacks_one_element() -> None:
     judge(call, moved(here, "cpu"), telemetry)
     for param in here.params:
         assert param.as_strided((1,), (1,), len(param)).item() == 9.0
+
+
+GUARDED = """
+import ctypes, mmap, sys
+import pytest, torch
+from helpers import TRUST, make_call, random_tensors
+from test_gpu_backends import BACKENDS, LEAF, plans_of
+
+def guarded(tensor):
+    # Behind the memory's last page lies one that may not be touched.
+    size = tensor.numel() * tensor.element_size()
+    pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, pages + mmap.PAGESIZE)
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(begin + pages), mmap.PAGESIZE, 0) == 0
+    own = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=pages - size)
+    return own.copy_(tensor)
+
+with plans_of(sys.argv[1]) as make_plan:
+    sizes = (LEAF + 1, 3, LEAF - 5, 2 * LEAF + 77)
+    weights, grads = random_tensors(sizes, 0), random_tensors(sizes, 1)
+    for rule, options in (("sgd", {"momentum": 0.9}), ("adam", {"trust_of": "update"})):
+        call = make_call(rule, weights, grads, {**TRUST, **options, "max_grad_norm": 1.0}, taken=1)
+        call.params, call.grads = map(guarded, call.params), map(guarded, call.grads)
+        call.params, call.grads = [*call.params], [*call.grads]
+        for key, column in call.states.items():
+            call.states[key] = [None if state is None else guarded(state) for state in column]
+        call.take(make_plan(rule, chunk=LEAF, lag=LEAF).step)
+print("untouched")
+"""
+
+
+def test_what_lies_behind_a_layer_is_not_touched(backend: str) -> None:
+    """Its arrays end where memory does."""
+    if DEVICE == "cuda":
+        pytest.skip("compute-sanitizer looks there (bench/on_gpu.sh)")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", GUARDED, backend]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "untouched\n", (done.returncode, done.stderr)
 
 
 def test_autograd_is_told_what_was_written() -> None:
@@ -748,8 +802,7 @@ def test_parameters_where_no_kernel_runs_are_refused(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = moved(make_call("sgd", random_tensors((9,), 0), random_tensors((9,), 1), {}), DEVICE)
-    monkeypatch.undo()
-    monkeypatch.setitem(BACKENDS, "", BACKENDS[backend])
+    monkeypatch.setattr(CudaPlan, "_check_device", CHECK_DEVICE)
     monkeypatch.setattr(triton_plan, "interpreted", lambda: DEVICE == "cuda")
     monkeypatch.setattr(cuda_plan, "why_no_cuda", lambda device: "no kernel image")
     written = unchanged(call.written())

@@ -3,7 +3,9 @@
 //
 //   race sound             1 to 32 workers; prints a digest for each number of workers and chunk size
 //   race ORDER             the same with that memory order, or "every" one, relaxed: must be reported
+//   race random FIRST N    N random plans from seed FIRST on, by random numbers of workers: one result each
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -64,26 +66,41 @@ class Delayed : public Thread {
   std::minstd_rand random_;
 };
 
-constexpr std::int64_t kSizes[] = {7, 1, 13'000, 0, 4096, 4097, 20'480, 9408, 30'001, 64};
-constexpr int kLayers = std::size(kSizes);
+/// Layers, and how they are cut.
+struct Case {
+  std::vector<std::int64_t> sizes = {7, 1, 13'000, 0, 4096, 4097, 20'480, 9408, 30'001, 64};
+  int plain = 5;          // the layer without trust
+  int skipped_layer = 7;  // its weights are not finite: with SCANs it alone stays as it is
+  std::int64_t chunk = kLeaf;
+  bool scan = false;
+  int lag = 1;  // layers measured between a layer's last MEASURE and its first UPDATE
+};
+
 constexpr int kArrays = 2 + kMaxStates;  // weights, gradient, states
 constexpr int kSteps = 6;
 constexpr std::uint32_t kFirstEpoch = 0xfffffffd;  // the steps pass 2^32
-constexpr int kPlain = 5;                          // the layer without trust
 constexpr int kSkippedStep = 3;                    // a gradient is not finite: nothing happens
 constexpr int kFoundStep = 4;                      // found_inf says so: nothing happens
-constexpr int kSkippedLayer = 7;  // its weights are not finite: with SCANs it alone stays as it is
 constexpr auto kInfinity = std::numeric_limits<float>::infinity();
 
 /// RMSprop with all of its states, under one row of numbers: a plan and its memory.
 class Steps {
  public:
-  Steps(std::int64_t chunk, bool scan, bool owns) : layers_(kLayers) {
+  Steps(const Case& of, bool owns)
+      : sizes_(of.sizes),
+        n_(static_cast<int>(of.sizes.size())),
+        layers_(n_),
+        memory_(n_),
+        gradients_(n_),
+        counters_(n_),
+        arrived_(n_),
+        published_(n_),
+        reports_(n_) {
     std::minstd_rand random(1);
     std::int64_t slots = 0;
-    for (int i = 0; i < kLayers; ++i) {
+    for (int i = 0; i < n_; ++i) {
       for (auto& array : memory_[i]) {
-        for (std::int64_t k = 0; k < kSizes[i]; ++k) array.push_back((random() % 2001) / 1000.f - 1);
+        for (std::int64_t k = 0; k < sizes_[i]; ++k) array.push_back((random() % 2001) / 1000.f - 1);
       }
       for (float& v : memory_[i][2]) v = 1 + v * v;  // square_avg
       Layer& layer = layers_[i];
@@ -91,7 +108,7 @@ class Steps {
                .rounded = nullptr,
                .states = {},
                .step = &counters_[i],
-               .size = kSizes[i],
+               .size = sizes_[i],
                .slot = slots,
                .measures = 0,
                .options = 0,
@@ -99,20 +116,22 @@ class Steps {
                .type = 0};
       gradients_[i] = memory_[i][1].data();
       for (int k = 0; k < kMaxStates; ++k) layer.states[k] = memory_[i][2 + k].data();
-      slots += (kSizes[i] + kLeaf - 1) / kLeaf;
+      slots += (sizes_[i] + kLeaf - 1) / kLeaf;
     }
-    memory_[kSkippedLayer][0].back() = kInfinity;
-    row_.of_update = scan ? 0 : 1;  // without SCANs nothing is skipped, and states are committed early
-    if (scan) {
-      for (int i = 0; i < kLayers; ++i) cut(i, Kind::scan, chunk);
+    auto& spoiled = memory_[of.skipped_layer][0];
+    if (!spoiled.empty()) spoiled.back() = kInfinity;
+    row_.of_update = of.scan ? 0 : 1;  // without SCANs nothing is skipped, and states are committed early
+    if (of.scan) {
+      for (int i = 0; i < n_; ++i) cut(i, Kind::scan, of.chunk);
       scans_ = static_cast<std::int64_t>(items_.size());
     }
-    for (int i = 0; i < kLayers; ++i) {
-      const Kind kind = i == kPlain ? Kind::plain : kSizes[i] <= chunk ? Kind::whole : Kind::measure;
-      if (!owns && i > 0 && layers_[i - 1].measures > 0) cut(i - 1, Kind::update, chunk);
-      cut(i, kind, chunk);
+    for (int i = 0; i < n_ + of.lag; ++i) {
+      const int late = i - of.lag;
+      if (!owns && late >= 0 && layers_[late].measures > 0) cut(late, Kind::update, of.chunk);
+      if (i >= n_) continue;
+      const bool whole = sizes_[i] <= of.chunk;
+      cut(i, i == of.plain ? Kind::plain : whole ? Kind::whole : Kind::measure, of.chunk);
     }
-    static_assert(kSizes[kLayers - 1] <= kLeaf, "its UPDATEs would be missing");
     slots_.resize(slots);
     next_.resize(items_.size());
   }
@@ -124,24 +143,24 @@ class Steps {
                     .n_scans = scans_,
                     .layers = layers_.data(),
                     .first_layer = 0,
-                    .n_layers = kLayers,
-                    .gradients = gradients_,
+                    .n_layers = n_,
+                    .gradients = gradients_.data(),
                     .rows = &row_.lr,
                     .grad_scale = {nullptr, 1},
                     .found_inf = {&found_, 0},
                     .judged = false,
                     .slots = slots_.data(),
                     .n_slots = static_cast<std::int64_t>(slots_.size()),
-                    .arrived = arrived_,
-                    .published = published_,
+                    .arrived = arrived_.data(),
+                    .published = published_.data(),
                     .next = next_.data(),
-                    .reports = reports_,
+                    .reports = reports_.data(),
                     .verdict = &verdict_,
                     .clock = &clock_,
                     .max_grad_norm = 10,
                     .skip_nonfinite = scans_ != 0};
     for (int step = 0; step < kSteps; ++step) {
-      float& last = memory_[0][1].back();
+      float& last = memory_[0][1].back();  // the first layer is not empty
       const float kept = last;
       if (step == kSkippedStep && scans_ != 0) last = kInfinity;
       found_ = step == kFoundStep ? 1 : 0;
@@ -155,9 +174,9 @@ class Steps {
       for (std::thread& thread : threads) thread.join();
       last = kept;
       expect_reset(step);
-      note(reports_, sizeof reports_);
+      note(reports_.data(), reports_.size() * sizeof(LayerReport));
       note(&verdict_, sizeof verdict_);
-      note(counters_, sizeof counters_);
+      note(counters_.data(), counters_.size() * sizeof(float));
       for (const auto& arrays : memory_) {
         for (const auto& array : arrays) note(array.data(), array.size() * sizeof(float));
       }
@@ -169,9 +188,9 @@ class Steps {
  private:
   /// The next step finds everything as this one did, but for the epoch.
   void expect_reset(int step) const {
-    const auto waiting = std::count(std::begin(arrived_), std::end(arrived_), 0u);
+    const auto waiting = std::count(arrived_.begin(), arrived_.end(), 0u);
     const auto epoch = kFirstEpoch + static_cast<std::uint32_t>(step) + 1;
-    if (clock_.ticket == 0 && clock_.left == 0 && clock_.scanned == 0 && waiting == kLayers &&
+    if (clock_.ticket == 0 && clock_.left == 0 && clock_.scanned == 0 && waiting == n_ &&
         clock_.epoch == epoch) {
       return;
     }
@@ -182,9 +201,9 @@ class Steps {
   void cut(int layer, Kind kind, std::int64_t chunk) {
     std::int64_t begin = 0;
     do {
-      items_.push_back({begin, std::min(kSizes[layer], begin + chunk), layer, kind});
+      items_.push_back({begin, std::min(sizes_[layer], begin + chunk), layer, kind});
       layers_[layer].measures += kind == Kind::measure;
-    } while ((begin += chunk) < kSizes[layer]);
+    } while ((begin += chunk) < sizes_[layer]);
   }
 
   void note(const void* data, std::size_t bytes) {  // FNV-1a, four bytes at a time
@@ -225,17 +244,19 @@ class Steps {
                   1e-8,
                   0.9,
                   1};
+  const std::vector<std::int64_t> sizes_;
+  const int n_;
   std::vector<Layer> layers_;
-  std::vector<float> memory_[kLayers][kArrays];
+  std::vector<std::array<std::vector<float>, kArrays>> memory_;
   std::vector<Item> items_;
   std::vector<Sums> slots_;
   std::vector<std::int64_t> next_;
   std::int64_t scans_ = 0;
-  const void* gradients_[kLayers];
-  float counters_[kLayers] = {};
+  std::vector<const void*> gradients_;
+  std::vector<float> counters_;
   float found_ = 0;
-  std::uint32_t arrived_[kLayers] = {}, published_[kLayers] = {};
-  LayerReport reports_[kLayers] = {};
+  std::vector<std::uint32_t> arrived_, published_;
+  std::vector<LayerReport> reports_;
   Verdict verdict_{};
   Clock clock_{.ticket = 0, .left = 0, .scanned = 0, .judged = 0, .epoch = kFirstEpoch};
   std::uint64_t digest_ = 14695981039346656037u;
@@ -246,7 +267,7 @@ template <class Order, bool Owns>
 void run(int workers) {
   for (const std::int64_t chunk : {kLeaf, 4 * kLeaf}) {
     for (const bool scan : {false, true}) {
-      Steps steps(chunk, scan, Owns);
+      Steps steps({.chunk = chunk, .scan = scan}, Owns);
       steps.take<Order, Owns>(workers);
       std::printf("%d workers, %s updates, chunk %d, %s: %016llx\n", workers, Owns ? "own" : "shared",
                   static_cast<int>(chunk), scan ? "scanned" : "not scanned",
@@ -263,10 +284,44 @@ void run(const std::vector<int>& workers) {
   }
 }
 
+template <bool Owns>
+std::uint64_t digest(const Case& of, int workers) {
+  Steps steps(of, Owns);
+  steps.take<Sound, Owns>(workers);
+  return steps.digest();
+}
+
+/// Any plan is taken alike by one worker that owns its updates and by any that share them.
+void run_random(unsigned seed) {
+  std::minstd_rand random(seed + 1);
+  const auto draw = [&](int n) { return static_cast<int>(random() / 7 % static_cast<unsigned>(n)); };
+  Case of;
+  of.sizes = {1 + draw(9000)};
+  for (int n = draw(8); n > 0; --n) of.sizes.push_back(draw(4) == 0 ? draw(3) : draw(5) * kLeaf + draw(40));
+  const auto n = static_cast<int>(of.sizes.size());
+  of.plain = draw(n + 2);
+  of.skipped_layer = draw(n);
+  of.chunk = kLeaf << draw(3);
+  of.scan = draw(2) == 0;
+  of.lag = 1 + draw(4);
+  const int most[] = {1, 2, 3, 5, 8, 32};
+  const int workers = most[draw(6)];
+  const std::uint64_t expected = digest<true>(of, 1);
+  if (digest<true>(of, workers) == expected && digest<false>(of, workers) == expected) return;
+  std::fprintf(stderr, "seed %u: %d workers differ from one\n", seed, workers);
+  std::exit(1);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::string order = argc == 2 ? argv[1] : "";
+  const std::string order = argc >= 2 ? argv[1] : "";
+  if (order == "random" && argc == 4) {
+    const unsigned first = std::atoi(argv[2]), n = std::atoi(argv[3]);
+    for (unsigned seed = first; seed < first + n; ++seed) run_random(seed);
+    std::printf("%u plans\n", n);
+    return 0;
+  }
   if (order == "sound") {
     run<Sound>({1, 2, 3, 8, 32});
   } else if (order == "acquire") {

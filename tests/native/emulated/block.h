@@ -1,5 +1,5 @@
-// A thread block on one OS thread: its lanes are fibers, which take turns from barrier to barrier. So the text of
-// csrc/cuda/block.cuh runs, and is tested, where there is no GPU; several blocks run at once.
+// A thread block on one OS thread: its lanes are fibers, which take turns from barrier to barrier. So the
+// text of csrc/cuda/block.cuh runs, and is tested, where there is no GPU; several blocks run at once.
 #pragma once
 #include <ucontext.h>
 

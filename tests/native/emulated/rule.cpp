@@ -3,8 +3,8 @@
 #include "block.h"
 // After what stands in for the compiler:
 #include "cuda/block.cuh"
-#include "rules/all.h"
 #include "rule.h"
+#include "rules/all.h"
 
 namespace dk::DK_ARCH {
 namespace {
@@ -30,11 +30,8 @@ void layerwise_step(const Plan& plan, unsigned blocks) {
 using namespace dk::DK_ARCH;
 
 extern const Emulated DK_KERNELS[kPairs] = {
-    {0, 0, layerwise_step<float, float>},
-    {1, 1, layerwise_step<double, double>},
-    {2, 2, layerwise_step<Bfloat16, Bfloat16>},
-    {2, 0, layerwise_step<Bfloat16, float>},
-    {3, 3, layerwise_step<Float16, Float16>},
-    {3, 0, layerwise_step<Float16, float>},
+    {0, 0, layerwise_step<float, float>},       {1, 1, layerwise_step<double, double>},
+    {2, 2, layerwise_step<Bfloat16, Bfloat16>}, {2, 0, layerwise_step<Bfloat16, float>},
+    {3, 3, layerwise_step<Float16, Float16>},   {3, 0, layerwise_step<Float16, float>},
     {-1, -1, layerwise_step<void, void>},
 };
