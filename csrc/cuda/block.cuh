@@ -109,7 +109,7 @@ struct Tile {
     }
   }
 
-  /// f(element, index) for each of this thread's elements before n.
+  /// f(i) for each of this thread's elements i that lie before n.
   template <class F>
   static __device__ void each(int n, F f) {
 #pragma unroll
