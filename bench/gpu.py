@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ import torch
 from torch import Tensor
 
 import date_kernels
+from date_kernels import make_stepper
+from date_kernels.cuda_plan import why_no_cuda
 from date_optim import LAMB, LARS, SGD, AdamW, TrustRatio
+from date_optim.optimizer import LayerwiseOptimizer
 
 ROOT = Path(__file__).parent.parent
 MODELS = ("resnet50", "bert-large", "llama-1b", "many-tiny")
@@ -62,6 +66,9 @@ CASES: dict[str, dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]]] = {
 }
 """By base rule, what steps over the same parameters. AdamW's decay costs no bytes."""
 
+ON_CUDA = "cuda: "
+"""What a contestant's name begins with if the CUDA backend takes its steps, not Triton."""
+
 FLOOR = {"momentum": 20, "adam": 28}
 """Bytes per parameter that any step moves."""
 
@@ -69,6 +76,7 @@ FLOOR = {"momentum": 20, "adam": 28}
 def model_bytes(contestant: str, rule: str, sizes: list[int], cache: int) -> int:
     """Bytes a step moves where what its MEASURE read of a layer does not stay in half the cache."""
     floor = FLOOR[rule]
+    contestant = contestant.removeprefix(ON_CUDA)
     if contestant in ("ours", "torch fused", "torch foreach"):
         return floor * sum(sizes)
     read, again = {"ours, LARS": (8, 28), "ours, DATE": (8, 36), "ours, LAMB": (16, 40)}[contestant]
@@ -96,6 +104,27 @@ def parameters(model: str, device: str) -> list[Tensor]:
         param.grad = (0.01 * gradient).to(device)
         params.append(param)
     return params
+
+
+def contestants(rule: str) -> dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]]:
+    """All of a base rule: ours once for each backend that is there."""
+    cases = dict(CASES[rule])
+    if why_no_cuda(0) is None:
+        for name, make in CASES[rule].items():
+            if name.startswith("ours"):
+                cases[ON_CUDA + name] = partial(by_cuda, make)
+    return cases
+
+
+def by_cuda(
+    make: Callable[[list[Tensor]], torch.optim.Optimizer], params: list[Tensor]
+) -> torch.optim.Optimizer:
+    """The optimizer, stepped by the CUDA backend."""
+    optimizer = make(params)
+    assert isinstance(optimizer, LayerwiseOptimizer)
+    if params[0].is_cuda:
+        optimizer._stepper = make_stepper(optimizer.rule, "cuda")
+    return optimizer
 
 
 def check(make: Callable[[list[Tensor]], torch.optim.Optimizer]) -> None:
@@ -148,7 +177,7 @@ def measure(model: str, rule: str, copy: float, cold: Tensor) -> list[dict[str, 
     """One row for each contestant, which take turns."""
     cache = torch.cuda.get_device_properties("cuda").L2_cache_size
     params = parameters(model, "cuda")
-    optimizers = {name: make(params) for name, make in CASES[rule].items()}
+    optimizers = {name: make(params) for name, make in contestants(rule).items()}
     for optimizer in optimizers.values():
         for _ in range(3):
             optimizer.step()
@@ -179,7 +208,7 @@ def measure(model: str, rule: str, copy: float, cold: Tensor) -> list[dict[str, 
                 "of_copy": moved / median / 1e3 / copy,
                 "of_torch_fused": median / fused,
                 "bound_of_torch_fused": 1.0
-                if name == "ours"
+                if name.endswith("ours")
                 else 1.1 * moved / (FLOOR[rule] * sum(sizes)),
             }
         )
@@ -199,16 +228,16 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results")
     arguments = parser.parse_args()
-    for contestants in CASES.values():
-        for name, make in contestants.items():
-            if name.startswith("ours"):
+    for rule in CASES:
+        for name, make in contestants(rule).items():
+            if not name.startswith("torch"):
                 check(make)
     properties = torch.cuda.get_device_properties("cuda")
     cold = torch.empty(COLD, dtype=torch.uint8, device="cuda")
     copy = copy_rate(cold)
     print(f"{properties.name}, copy {copy:.0f} GB/s")
     print(
-        f"{'':34} {'us':>9} {'p20':>9} {'p80':>9} {'GB/s':>6} {'copy':>5} {'fused':>6} "
+        f"{'':40} {'us':>9} {'p20':>9} {'p80':>9} {'GB/s':>6} {'copy':>5} {'fused':>6} "
         f"{'bound':>5} {'host':>7}"
     )
     rows = []
@@ -217,7 +246,7 @@ def main() -> None:
             for row in measure(model, rule, copy, cold):
                 rows.append(row)
                 print(
-                    f"{model:11} {rule:8} {row['contestant']:13} {row['us_p50']:9.1f} "
+                    f"{model:11} {rule:8} {row['contestant']:19} {row['us_p50']:9.1f} "
                     f"{row['us_p20']:9.1f} {row['us_p80']:9.1f} {row['gb_per_s']:6.0f} "
                     f"{row['of_copy']:5.2f} {row['of_torch_fused']:6.2f} "
                     f"{row['bound_of_torch_fused']:5.2f} {row['host_us_p50']:7.0f}",

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
+from date_kernels.dispatch import GPU_BACKENDS, GPU_VARIABLE
 from date_optim import LAMB, SGD, TrustRatio
 
 
 def main() -> None:
+    """Take steps by each backend that is there."""
+    for name, why in GPU_BACKENDS:
+        if why() is None:
+            os.environ[GPU_VARIABLE] = name
+            take_steps()
+            print(f"{name}: done")
+
+
+def take_steps() -> None:
     """Take two steps of a ratio of the gradient, of the update, and of none, with a clip."""
     for make, options in (
         (SGD, {"momentum": 0.9, "trust": TrustRatio(upper=1.0), "max_grad_norm": 1.0}),
