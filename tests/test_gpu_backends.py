@@ -52,7 +52,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from variants import FULL, VARIANTS
 
 import date_kernels
-from date_kernels import MASTER, Telemetry, cuda_plan, device_plan, dispatch, make_stepper, native
+from date_kernels import (
+    MASTER,
+    Telemetry,
+    cuda_plan,
+    device_plan,
+    dispatch,
+    make_stepper,
+    native,
+    rules,
+)
 from date_kernels.cuda_plan import CudaPlan, why_no_cuda
 from date_kernels.items import LEAF, Kind, build_items, check_order
 from date_kernels.tables import TYPES
@@ -464,7 +473,11 @@ def test_each_layer_has_its_own_step() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_rate_in_a_tensor_is_read_at_each_step(dtype: torch.dtype) -> None:
+def test_a_rate_in_a_tensor_is_read_at_each_step(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the kernel, where it lies."""
+    monkeypatch.setattr(rules, "is_on_device", lambda lr: isinstance(lr, Tensor))
     rate = torch.tensor(0.1, dtype=dtype, device=DEVICE)
     params, twins = ([t.to(DEVICE) for t in random_tensors((300, 5000), 0)] for _ in range(2))
     group = {"params": [0, 1], "momentum": 0.9, "momentum_scaling": "inside", **TRUST}

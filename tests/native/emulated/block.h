@@ -105,6 +105,11 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
   return fibers->exchange(value, fibers->lane() ^ static_cast<unsigned>(mask));
 }
 inline void __nanosleep(unsigned) { std::this_thread::sleep_for(std::chrono::microseconds(1)); }
-inline uint4 __ldcg(const uint4* from) { return *from; }
-inline uint4 __ldcs(const uint4* from) { return *from; }
-inline void __stcs(uint4* to, uint4 value) { *to = value; }
+
+// What a GPU would stop at, an access that is not aligned, is lost here: so tests see it.
+inline bool is_aligned(const uint4* at) { return reinterpret_cast<std::uintptr_t>(at) % sizeof(uint4) == 0; }
+inline uint4 __ldcg(const uint4* from) { return is_aligned(from) ? *from : uint4{}; }
+inline uint4 __ldcs(const uint4* from) { return __ldcg(from); }
+inline void __stcs(uint4* to, uint4 value) {
+  if (is_aligned(to)) *to = value;
+}
