@@ -56,7 +56,7 @@ const void* find(int family, Type weights, Type gradient) {
   return found->function;
 }
 
-/// Blocks that run at once: workers that wait for others' items must not keep those from starting.
+/// Blocks that run at once. More would do no harm, and find no items left.
 int resident_blocks(const void* function, int device) {
   int multiprocessors = 0, blocks = 0;
   DK_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
