@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -324,8 +325,24 @@ def test_unknown_rule() -> None:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(ValueError, match=r"^backend 'cuda' is unknown; there are cpu, triton, ref"):
+    with pytest.raises(ValueError, match=r"^backend 'metal' is unknown; there are cpu, cuda, tri"):
+        make_stepper("sgd", "metal")
+
+
+def test_a_backend_that_is_not_there_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says why, and so does one that the environment names."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match=r"^backend 'cuda' is not available: (torch|it)"):
         make_stepper("sgd", "cuda")
+    monkeypatch.setenv("DATE_KERNELS_GPU_BACKEND", "metal")
+    stepper = make_stepper("sgd")
+    on_gpu = SimpleNamespace(is_cuda=True)
+    arguments: Any = ([on_gpu], [None], {}, [None], [{"params": [0], "lr": 0.1}])
+    with pytest.raises(ValueError, match="DATE_KERNELS_GPU_BACKEND is 'metal'; it must be triton"):
+        stepper.step(*arguments)
+    monkeypatch.setenv("DATE_KERNELS_GPU_BACKEND", "cuda")
+    with pytest.raises(RuntimeError, match=r"^backend 'cuda' is not available"):
+        make_stepper("sgd").step(*arguments)
 
 
 def test_a_group_without_a_rate(backend: str) -> None:
