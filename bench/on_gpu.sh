@@ -17,8 +17,8 @@ python3 -c 'import xdist' 2>/dev/null && parallel=(-n 8) # kernels compile on al
 failed=0
 timeout 190 python3 -m pytest -q -p no:cacheprovider -p no:benchmark "${parallel[@]}" \
   tests/test_gpu.py tests/test_gpu_backends.py 2>&1 | tee "$out/tests.txt" || failed=1
-for tool in memcheck initcheck synccheck; do
-  timeout 35 compute-sanitizer --tool "$tool" --error-exitcode 1 python3 bench/short_run.py \
+for tool in memcheck initcheck synccheck racecheck; do
+  timeout 28 compute-sanitizer --tool "$tool" --error-exitcode 1 python3 bench/short_run.py \
     2>&1 | tail -n 3 | tee "$out/$tool.txt" || failed=1
 done
 timeout 120 python3 bench/gpu.py --output "$out" 2>&1 | tee "$out/bench.txt" || failed=1

@@ -3,7 +3,7 @@
 //
 // Note [Negated views]. DLPack does not tell of a tensor's negative bit. Only the imaginary part of a lazily
 // conjugated tensor has one, and every stride of that is even, as its views' are. So tensors that are such by
-// their strides are left to the caller, and no others (but for what as_strided makes of one).
+// their strides are left to the caller, and no others (but for what as_strided or torch._neg_view makes).
 #pragma once
 #include <Python.h>
 
@@ -47,7 +47,8 @@ class Memory {
     }
     objects_.resize(seen_.size());
     addresses_.resize(seen_.size());
-    return fits(tensors);
+    fits(tensors);
+    return true;
   }
 
   /// Whether tensors of the same types, dtypes, devices, shapes and strides stand in the same places. If so

@@ -17,7 +17,7 @@ constexpr const char* kTypeNames[] = {"float32", "float64", "bfloat16", "float16
 enum class Kind : std::int32_t {
   plain,    // update alone: a layer without trust
   whole,    // measure and update in one visit
-  measure,  // partial sums; whoever measured a chunk updates it once the layer's ratio is known
+  measure,  // partial sums; where workers own their updates, who measured a chunk updates it
   scan,     // sum of squares of the gradient over all layers; stands before everything else
   update,   // the update of a measured chunk by whoever comes, on devices whose workers share a cache
 };

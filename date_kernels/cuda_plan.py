@@ -55,8 +55,8 @@ class CudaPlan(DevicePlan):
         why = why_no_cuda(device.index) if device.type == "cuda" else "it needs a GPU"
         if why is not None:
             raise RuntimeError(
-                f"{name} is on {device}, where backend 'cuda' cannot run: {why}; "
-                "or let the backend follow the parameters"
+                f"{name} is on {device}, where backend 'cuda' cannot run: {why}; move the "
+                "parameters, or let the backend follow them"
             )
 
     def _item_table(self, items: NDArray[np.int64], first: int) -> NDArray[np.int64]:

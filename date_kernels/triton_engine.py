@@ -186,7 +186,7 @@ def load(
 def rounded(x, TYPE: tl.constexpr):
     """To the nearest, ties to even.
 
-    For bfloat16 in integers, as ``csrc/cpu/convert.h``: Triton's interpreter would truncate.
+    For bfloat16 in integers, as ``csrc/convert.h``: Triton's interpreter would truncate.
     """
     if TYPE == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)

@@ -88,10 +88,13 @@ def test_random_plans_stay_in_their_memory(tmp_path: Path) -> None:
     assert out(program, "random", "100", "200") == "200 plans\n"
 
 
+@pytest.mark.parametrize("updates", ["own", "shared"])
 @pytest.mark.parametrize("order", ["acquire", "release", "acq_rel", "every"])
-def test_each_memory_order_is_needed(race: Path, order: str) -> None:
+def test_each_memory_order_is_needed(race: Path, order: str, updates: str) -> None:
     """What also proves that a race would be reported."""
-    done = sh(race, order, env={**os.environ, "TSAN_OPTIONS": "halt_on_error=1 exitcode=66"})
+    done = sh(
+        race, order, updates, env={**os.environ, "TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
+    )
     assert done.returncode == 66, done.stdout + done.stderr
     assert "ThreadSanitizer: data race" in done.stderr
 

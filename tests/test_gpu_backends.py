@@ -1,6 +1,6 @@
 """The GPU backends against the reference: on a GPU where there is one.
 
-Else Triton's kernel is interpreted, and the CUDA backend's engine runs on threads.
+Else Triton's kernel is interpreted, and the CUDA kernels' threads are fibers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// The host's side of a step: the workspace of a plan, the rows its layers need, and the launch.
+// The host's side of a step: the workspace of a plan, and the launch.
 #pragma once
 #include <cstdint>
 #include <span>

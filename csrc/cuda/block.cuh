@@ -1,15 +1,17 @@
 // Device = a thread block. Its registers hold one tile: a WHOLE item that is no larger is read once.
 #pragma once
+#include <algorithm>
 #include <cuda/atomic>
 #include <type_traits>
 
 #include "../convert.h"
 #include "../engine.h"
 #include "../rules/rule.h"
+#include "kernels.h"
 
 namespace dk::DK_ARCH {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = cuda::kThreads;
 
 /// Elements a thread may hold at once, before ptxas spills.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
@@ -36,12 +38,17 @@ struct Format<Bfloat16> : Format16<Bfloat16> {};
 template <>
 struct Format<Float16> : Format16<Float16> {};
 
-/// What is read for the last time leaves the cache first, and so does what is written.
+/// What is read or written for the last time leaves the cache first.
 enum class Hint { keep, stream };
 
 template <Hint hint>
 __device__ uint4 load16(const uint4* from) {
   return hint == Hint::keep ? __ldcg(from) : __ldcs(from);
+}
+
+template <Hint hint>
+__device__ void store16(uint4* to, uint4 value) {
+  hint == Hint::keep ? __stcg(to, value) : __stcs(to, value);
 }
 
 /// A tile: each thread has `kGroup` neighbours, and then those of the other threads' groups come first.
@@ -81,7 +88,7 @@ struct Tile {
     }
   }
 
-  template <class Held>
+  template <class Held, Hint hint>
   static __device__ void put(const T (&x)[kElements], void* array, std::int64_t at, int n, bool aligned) {
     using F = Format<Held>;
     using Bits = typename F::Bits;
@@ -98,7 +105,7 @@ struct Tile {
       if (aligned && n == kSize) {
 #pragma unroll
         for (int k = 0; k < kStores; ++k) {
-          __stcs(reinterpret_cast<uint4*>(to + first(v)) + k, group.words[k]);
+          store16<hint>(reinterpret_cast<uint4*>(to + first(v)) + k, group.words[k]);
         }
       } else {
 #pragma unroll
@@ -182,7 +189,7 @@ class BlockChunk {
           add(sum, w_[i], u);
           for (int k = 0; k < kStates; ++k) s_[k][i] = commits ? s[k] : s_[k][i];
         });
-        if (commits) put_states<V>(at, n);
+        if (commits) put_states<V, Hint::keep>(at, n);
       });
     });
   }
@@ -206,7 +213,7 @@ class BlockChunk {
           for (int k = 0; k < kStates; ++k) s_[k][i] = s[k];
         });
         put_weights(at, n);
-        if (!concludes) put_states<V>(at, n);
+        if (!concludes) put_states<V, Hint::stream>(at, n);
       }
     });
   }
@@ -254,9 +261,10 @@ class BlockChunk {
 
   __device__ void put_weights(std::int64_t at, int n) {
     if (std::is_same_v<T, W> || layer_.weights != nullptr) {
-      Tile::template put<T>(w_, layer_.weights, at, n, aligned_);
+      Tile::template put<T, Hint::stream>(w_, layer_.weights, at, n, aligned_);
     }
-    if constexpr (!std::is_same_v<T, W>) Tile::template put<W>(w_, layer_.rounded, at, n, aligned_);
+    if constexpr (!std::is_same_v<T, W>)
+      Tile::template put<W, Hint::stream>(w_, layer_.rounded, at, n, aligned_);
   }
 
   /// f(k) for the states that a variant uses, k a constant.
@@ -276,9 +284,9 @@ class BlockChunk {
     each_state<V>([&](auto k) { Tile::template get<T, hint>(s_[k], layer_.states[k], at, n, aligned_); });
   }
 
-  template <int V>
+  template <int V, Hint hint>
   __device__ void put_states(std::int64_t at, int n) {
-    each_state<V>([&](auto k) { Tile::template put<T>(s_[k], layer_.states[k], at, n, aligned_); });
+    each_state<V>([&](auto k) { Tile::template put<T, hint>(s_[k], layer_.states[k], at, n, aligned_); });
   }
 
   Block& block_;

@@ -4,6 +4,7 @@
 
 namespace dk::cuda {
 
+constexpr int kThreads = 256;  // of a block
 constexpr int kPairs = 7;
 constexpr auto kNone = static_cast<Type>(-1);
 

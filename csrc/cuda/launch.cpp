@@ -19,8 +19,6 @@ namespace {
 #define DK_TABLE(name, Rule) kKernelsOf##Rule,
 const Kernel* const kFamilies[] = {DK_FOR_EACH_RULE(DK_TABLE)};
 
-constexpr int kThreads = 256;  // of block.cuh
-
 void check(cudaError_t error, const char* call) {
   if (error == cudaSuccess) return;
   throw std::runtime_error(std::string(call) + ": " + cudaGetErrorName(error) + ": " +

@@ -2,7 +2,7 @@
 // workers meet, for workers that own their updates, as a CPU's, and for such that share them, as a GPU's.
 //
 //   race sound             1 to 32 workers; prints a digest for each number of workers and chunk size
-//   race ORDER             the same with that memory order, or "every" one, relaxed: must be reported
+//   race ORDER own|shared  the same with that memory order, or "every" one, relaxed: must be reported
 //   race random FIRST N    N random plans from seed FIRST on, by random numbers of workers: one result each
 #include <algorithm>
 #include <array>
@@ -277,11 +277,8 @@ void run(int workers) {
 }
 
 template <class Order>
-void run(const std::vector<int>& workers) {
-  for (const int n : workers) {
-    run<Order, true>(n);
-    run<Order, false>(n);
-  }
+void run(int workers, bool owns) {
+  owns ? run<Order, true>(workers) : run<Order, false>(workers);
 }
 
 template <bool Owns>
@@ -323,15 +320,19 @@ int main(int argc, char** argv) {
     return 0;
   }
   if (order == "sound") {
-    run<Sound>({1, 2, 3, 8, 32});
-  } else if (order == "acquire") {
-    run<Orders<kRelaxed, kRelease, kAcqRel>>({8});
+    for (const int workers : {1, 2, 3, 8, 32}) {
+      for (const bool owns : {true, false}) run<Sound>(workers, owns);
+    }
+  } else if (argc != 3) {
+    return 2;
+  } else if (const bool owns = std::strcmp(argv[2], "own") == 0; order == "acquire") {
+    run<Orders<kRelaxed, kRelease, kAcqRel>>(8, owns);
   } else if (order == "release") {
-    run<Orders<kAcquire, kRelaxed, kAcqRel>>({8});
+    run<Orders<kAcquire, kRelaxed, kAcqRel>>(8, owns);
   } else if (order == "acq_rel") {
-    run<Orders<kAcquire, kRelease, kRelaxed>>({8});
+    run<Orders<kAcquire, kRelease, kRelaxed>>(8, owns);
   } else if (order == "every") {
-    run<Orders<kRelaxed, kRelaxed, kRelaxed>>({8});
+    run<Orders<kRelaxed, kRelaxed, kRelaxed>>(8, owns);
   } else {
     return 2;
   }

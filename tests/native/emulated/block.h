@@ -47,10 +47,15 @@ class Fibers {
     swapcontext(&home_, &contexts_[0]);
   }
 
-  /// On to the next lane: a lane goes on once all others have come here, too.
+  /// On to the next lane: a lane goes on once all others have come here, too. From one barrier to the next
+  /// the lanes run upwards, then downwards: a barrier that is missing shows on one of the two ways.
   void meet() {
     const unsigned self = lane_;
-    lane_ = (self + 1) % contexts_.size();
+    if (is_last()) {
+      upwards_ = !upwards_;
+      return;
+    }
+    lane_ = next();
     swapcontext(&contexts_[self], &contexts_[lane_]);
   }
 
@@ -74,17 +79,20 @@ class Fibers {
     Fibers* const self = running;
     (*self->work_)();
     // All lanes end together: one after the other, and the last goes home.
-    const unsigned next = self->lane_ + 1;
-    if (next == self->contexts_.size()) setcontext(&self->home_);
-    self->lane_ = next;
-    setcontext(&self->contexts_[next]);
+    if (self->is_last()) setcontext(&self->home_);
+    self->lane_ = self->next();
+    setcontext(&self->contexts_[self->lane_]);
   }
+
+  bool is_last() const { return lane_ == (upwards_ ? contexts_.size() - 1 : 0); }
+  unsigned next() const { return upwards_ ? lane_ + 1 : lane_ - 1; }
 
   std::vector<ucontext_t> contexts_;
   std::vector<std::uint64_t> words_;
   ucontext_t home_{};
   const std::function<void()>* work_ = nullptr;
   unsigned lane_ = 0;
+  bool upwards_ = true;
   const unsigned blocks_;
 };
 
@@ -110,6 +118,7 @@ inline void __nanosleep(unsigned) { std::this_thread::sleep_for(std::chrono::mic
 inline bool is_aligned(const uint4* at) { return reinterpret_cast<std::uintptr_t>(at) % sizeof(uint4) == 0; }
 inline uint4 __ldcg(const uint4* from) { return is_aligned(from) ? *from : uint4{}; }
 inline uint4 __ldcs(const uint4* from) { return __ldcg(from); }
-inline void __stcs(uint4* to, uint4 value) {
+inline void __stcg(uint4* to, uint4 value) {
   if (is_aligned(to)) *to = value;
 }
+inline void __stcs(uint4* to, uint4 value) { __stcg(to, value); }
