@@ -222,6 +222,19 @@ def commit() -> str:
     return os.environ.get("DATE_KERNELS_COMMIT") or asked.stdout.strip() or "unknown"
 
 
+def save(path: Path, where: dict[str, Any], command: str, rows: list[dict[str, Any]]) -> None:
+    """Leave results with what they were measured on."""
+    versions = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date_kernels": date_kernels.info().version,
+        "commit": commit(),
+        "command": command,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**where, **versions, "rows": rows}, indent=1) + "\n")
+
+
 def main() -> None:
     """Measure, print a table and leave a file named after the device."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -253,22 +266,16 @@ def main() -> None:
                     flush=True,
                 )
             torch.cuda.empty_cache()
-    result = {
+    where = {
         "device": properties.name,
         "multiprocessors": properties.multi_processor_count,
         "l2_bytes": properties.L2_cache_size,
         "copy_gb_per_s": copy,
-        "torch": torch.__version__,
         "triton": __import__("triton").__version__,
-        "python": platform.python_version(),
-        "date_kernels": date_kernels.info().version,
-        "commit": commit(),
-        "command": f"python bench/gpu.py --models {' '.join(arguments.models)}",
-        "rows": rows,
     }
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    command = f"python bench/gpu.py --models {' '.join(arguments.models)}"
     name = properties.name.lower().replace(" ", "-")
-    (arguments.output / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    save(arguments.output / f"{name}.json", where, command, rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ other things in the processor's caches, as a step behind a backward pass does.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -30,9 +29,8 @@ from torch import Tensor
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from gpu import commit, quantile, shapes_of
+from gpu import quantile, save, shapes_of
 
-import date_kernels
 from date_kernels.triton_plan import TritonPlan
 from date_optim import LAMB, LARS
 from date_optim.optimizer import LayerwiseOptimizer
@@ -153,18 +151,9 @@ def main() -> None:
                         flush=True,
                     )
     if arguments.output is not None:
-        result = {
-            "processor": processor(),
-            "tensors_on": DEVICE,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "date_kernels": date_kernels.info().version,
-            "commit": commit(),
-            "command": f"python bench/host.py --models {' '.join(arguments.models)}",
-            "rows": rows,
-        }
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        (arguments.output / "host.json").write_text(json.dumps(result, indent=1) + "\n")
+        where = {"processor": processor(), "tensors_on": DEVICE}
+        command = f"python bench/host.py --models {' '.join(arguments.models)}"
+        save(arguments.output / "host.json", where, command, rows)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 `date_optim` holds the torch optimizers on top.
 """
 
-from .dispatch import Info, Stepper, info, make_stepper, step
+from .dispatch import Info, info, make_stepper, step
 from .layers import MASTER, MOST_STEPS, check_saved_state, has_master, new_state, state_dtype
 from .reference import Telemetry
 from .rules import RULES
+from .stepper import Stepper
 
 __all__ = [
     "MASTER",

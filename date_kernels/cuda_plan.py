@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from . import native
-from .device_plan import CHUNK, LAG, Built, DevicePlan, Launch, Scalars
+from .device_plan import Built, DevicePlan, Launch, Scalars
 from .tables import TYPES
 
 
@@ -38,21 +38,15 @@ def why_no_cuda(device: int = -1) -> str | None:
 class CudaPlan(DevicePlan):
     """See `date_kernels.device_plan.DevicePlan`."""
 
-    def __init__(
-        self,
-        rule: str,
-        *,
-        chunk: int = CHUNK,
-        lag: int = LAG,
-        order: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
-    ) -> None:
-        super().__init__(rule, chunk=chunk, lag=lag, order=order)
-        self._family, self._fields, _ = native.module().FAMILIES[rule]
-        self._width = len(self._fields)
-        self._n_header = 0
+    def _fields_of(self, rule: str) -> Sequence[str]:
+        fields: tuple[str, ...] = native.module().FAMILIES[rule][1]
+        return fields
 
     def _check_device(self, device: torch.device, name: str) -> None:
-        why = why_no_cuda(device.index) if device.type == "cuda" else "it needs a GPU"
+        why: str | None = "it needs a GPU"
+        if device.type == "cuda":
+            with torch.cuda.device(device):  # asking elsewhere would start CUDA there, too
+                why = why_no_cuda(device.index)
         if why is not None:
             raise RuntimeError(
                 f"{name} is on {device}, where backend 'cuda' cannot run: {why}; move the "
@@ -82,7 +76,7 @@ class CudaPlan(DevicePlan):
         n_slots = built.workspace["slots"].numel() // 2
         pair = (-1, -1) if launch.pair is None else map(TYPES.index, launch.pair)
         native.module().cuda_launch(
-            self._family,
+            native.module().FAMILIES[self.rule.name][0],
             *pair,
             (launch.items.data_ptr(), built.layers.data_ptr(), gradients, rows, *work),
             (n_items, launch.scans, launch.first, launch.layers, n_slots),

@@ -14,7 +14,7 @@ keeps both alive. A learning rate that changes between replays is a tensor on th
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .items import LEAF, Kind, build_items, check_order
-from .layers import CPU, Call, States, check_layers, check_layout, name_in
+from .layers import CPU, Call, check_layers, check_layout, name_in
 from .options import Group
 from .plan import (
     Options,
@@ -38,6 +38,7 @@ from .plan import (
 )
 from .reference import Telemetry
 from .rules import is_measured
+from .stepper import Request, Stepper
 from .tables import SIZE, layer_table, table_of_rows
 from .watch import Watch, make_watch
 
@@ -114,7 +115,7 @@ class Built:
     last: NDArray[np.int64] | None = None  # the words as they stand on the device
 
 
-class DevicePlan(ABC):
+class DevicePlan(Stepper):
     """One optimizer's steps on a GPU, kept from step to step; see `date_kernels.plan.Plan`.
 
     Parameters
@@ -132,9 +133,11 @@ class DevicePlan(ABC):
         How often it was built.
     """
 
-    _fields: Sequence[str]  # of a row of options, in the kernels' order
-    _width: int  # words of such a row
-    _n_header: int  # words before the rows
+    _n_header = 0
+    """Words before the rows of options."""
+
+    _row_multiple = 1
+    """What a row's words are filled up to a multiple of."""
 
     def __init__(
         self,
@@ -153,20 +156,12 @@ class DevicePlan(ABC):
         self._signature: tuple[Any, ...] | None = None
         self._built: Built | None = None
         self._captured: list[Any] = []
+        self._fields = self._fields_of(rule)
+        self._width = -(-len(self._fields) // self._row_multiple) * self._row_multiple
 
-    def step(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        states: States,
-        steps: Sequence[Tensor | None],
-        groups: Sequence[Group],
-        *,
-        grad_scale: Tensor | float | None = None,
-        found_inf: Tensor | float | None = None,
-        name_of: Callable[[int], str] | None = None,
-    ) -> Telemetry:
+    def take(self, request: Request) -> Telemetry:
         """Take one step in place; see `date_kernels.step`."""
+        (params, grads, states, steps, groups), grad_scale, found_inf, name_of = request
         groups = [self.rule.complete(group, rate_on_device=True) for group in groups]
         options = [self.rule.values(group) for group in groups]
         if options != self._options:
@@ -298,6 +293,10 @@ class DevicePlan(ABC):
         rows = np.zeros((len(table), self._width))
         rows[:, : len(self._fields)] = table
         return rows.view(np.int64).ravel()
+
+    @abstractmethod
+    def _fields_of(self, rule: str) -> Sequence[str]:
+        """The names of a row's numbers, in the kernels' order."""
 
     @abstractmethod
     def _check_device(self, device: torch.device, name: str) -> None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,45 +24,18 @@ from .layers import CPU, Call, States, assign, check_layers, states_of, widened
 from .options import Group
 from .plan import Plan, check_groups, check_scale, find_rule
 from .reference import Telemetry
+from .stepper import Request, Stepper
 
 
-class Stepper(Protocol):
-    """Takes steps of one rule; keeps what it needs from one to the next."""
-
-    def step(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        states: States,
-        steps: Sequence[Tensor | None],
-        groups: Sequence[Group],
-        *,
-        grad_scale: Tensor | float | None = None,
-        found_inf: Tensor | float | None = None,
-        name_of: Callable[[int], str] | None = None,
-    ) -> Telemetry:
-        """Take one step in place; see `date_kernels.step`."""
-
-
-class ReferenceStepper:
+class ReferenceStepper(Stepper):
     """The float64 reference behind the tensors' signature: slow, and the truth."""
 
     def __init__(self, rule: str) -> None:
         self.rule = find_rule(rule)
 
-    def step(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        states: States,
-        steps: Sequence[Tensor | None],
-        groups: Sequence[Group],
-        *,
-        grad_scale: Tensor | float | None = None,
-        found_inf: Tensor | float | None = None,
-        name_of: Callable[[int], str] | None = None,
-    ) -> Telemetry:
+    def take(self, request: Request) -> Telemetry:
         """Take one step in float64 and round the results into the tensors."""
+        (params, grads, states, steps, groups), grad_scale, found_inf, name_of = request
         scale = check_scale(grad_scale)
         groups = [self.rule.complete(group) for group in groups]
         check_groups(self.rule, groups)
@@ -155,7 +128,7 @@ GPU_VARIABLE = "DATE_KERNELS_GPU_BACKEND"
 """Environment variable that names the one to take; where that is not available, it says why."""
 
 
-class AutomaticStepper:
+class AutomaticStepper(Stepper):
     """Takes each step where its parameters are: on a GPU, or on the CPU."""
 
     def __init__(self, rule: str) -> None:
@@ -172,19 +145,9 @@ class AutomaticStepper:
         available = (name for name, why in GPU_BACKENDS if why() is None)
         return asked or next(available, GPU_BACKENDS[0][0])
 
-    def step(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        states: States,
-        steps: Sequence[Tensor | None],
-        groups: Sequence[Group],
-        *,
-        grad_scale: Tensor | float | None = None,
-        found_inf: Tensor | float | None = None,
-        name_of: Callable[[int], str] | None = None,
-    ) -> Telemetry:
+    def take(self, request: Request) -> Telemetry:
         """Take one step in place; see `date_kernels.step`."""
+        params = request.call.params
         backend = "cpu"
         if params and getattr(params[0], "is_cuda", False):
             backend = self._gpu_backend
@@ -199,16 +162,7 @@ class AutomaticStepper:
                     stacklevel=2,
                 )
             stepper = self.steppers[backend] = BACKENDS[backend](self._rule)
-        return stepper.step(
-            params,
-            grads,
-            states,
-            steps,
-            groups,
-            grad_scale=grad_scale,
-            found_inf=found_inf,
-            name_of=name_of,
-        )
+        return stepper.take(request)
 
 
 def make_stepper(rule: str, backend: str | None = None) -> Stepper:

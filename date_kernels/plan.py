@@ -20,7 +20,6 @@ from .items import build_items, check_order
 from .layers import (
     CPU,
     Call,
-    States,
     check_layers,
     copy_elements,
     dense_like,
@@ -38,6 +37,7 @@ from .rules import (
     is_measured,
     needs_step,
 )
+from .stepper import Request, Stepper
 from .tables import layer_table, table_of_rows
 from .watch import Watch, make_watch
 
@@ -71,7 +71,7 @@ class _Built:
     rows: tuple[Options, NDArray[np.float64]] | None = None  # of these options
 
 
-class Plan:
+class Plan(Stepper):
     """One optimizer's step on the CPU, kept from step to step.
 
     It is rebuilt when a shape, a layout, the address of a parameter or a state, or the set of
@@ -112,19 +112,9 @@ class Plan:
         self._signature: tuple[Any, ...] | None = None
         self._built: _Built | None = None
 
-    def step(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        states: States,
-        steps: Sequence[Tensor | None],
-        groups: Sequence[Group],
-        *,
-        grad_scale: Tensor | float | None = None,
-        found_inf: Tensor | float | None = None,
-        name_of: Callable[[int], str] | None = None,
-    ) -> Telemetry:
+    def take(self, request: Request) -> Telemetry:
         """Take one step in place; see `date_kernels.step`."""
+        (params, grads, states, steps, groups), grad_scale, found_inf, name_of = request
         scale = check_scale(grad_scale)
         groups = [self.rule.complete(group) for group in groups]
         options = [self.rule.values(group) for group in groups]

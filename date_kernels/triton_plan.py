@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 
 from . import triton_engine
-from .device_plan import CHUNK, CLOCK, LAG, Built, DevicePlan, Launch, Pair, Scalars
+from .device_plan import CLOCK, Built, DevicePlan, Launch, Pair, Scalars
 from .items import LEAF
 from .layers import HALF
 from .tables import TYPES
@@ -50,21 +50,13 @@ def interpreted() -> bool:
 class TritonPlan(DevicePlan):
     """See `date_kernels.device_plan.DevicePlan`."""
 
-    def __init__(
-        self,
-        rule: str,
-        *,
-        chunk: int = CHUNK,
-        lag: int = LAG,
-        order: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
-    ) -> None:
-        super().__init__(rule, chunk=chunk, lag=lag, order=order)
-        self._functions = TRITON_RULES[rule]
-        self._fields = (*COMMON_FIELDS, *self._functions.fields)
-        # Even, so that what stands behind any number of rows is aligned alike and Triton compiles
-        # once.
-        self._width = -(-len(self._fields) // 2) * 2
-        self._n_header = HEADER.value
+    _n_header = HEADER.value
+
+    # So what stands behind any number of rows is aligned alike, and Triton compiles once.
+    _row_multiple = 2
+
+    def _fields_of(self, rule: str) -> Sequence[str]:
+        return (*COMMON_FIELDS, *TRITON_RULES[rule].fields)
 
     def _check_device(self, device: torch.device, name: str) -> None:
         if (device.type == "cuda") == interpreted():
@@ -96,7 +88,7 @@ class TritonPlan(DevicePlan):
         n_items = launch.items.shape[0]
         if n_items == 0:
             return
-        functions = self._functions
+        functions = TRITON_RULES[self.rule.name]
         rows = HEADER.value + len(built.layer_options) * self._width
         work = built.workspace
         args = (

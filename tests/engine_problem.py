@@ -26,10 +26,10 @@ from torch import Tensor
 from variants import VARIANTS
 
 from date_kernels import Telemetry
-from date_kernels.dispatch import Stepper
 from date_kernels.layers import MASTER, assign, copy_elements, state_dtype, states_of, widened
 from date_kernels.plan import Plan
 from date_kernels.rules import RULES
+from date_kernels.stepper import Stepper
 
 Array: TypeAlias = NDArray[np.float32]
 Options: TypeAlias = dict[str, Any]

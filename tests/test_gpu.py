@@ -191,7 +191,10 @@ def count_launches(backend: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     launches: list[str] = []
     if backend == "triton":
         runtime: Any = importlib.import_module("triton").knobs.runtime
-        hook = lambda data: launches.append(data.get()["name"])  # noqa: E731
+
+        def hook(data: Any) -> None:
+            launches.append(data.get()["name"])
+
         monkeypatch.setattr(runtime, "launch_enter_hook", hook)
         return launches
     launch = native.module().cuda_launch

@@ -278,7 +278,17 @@ def test_scales_and_clips(name: str, pairs: int) -> None:
     judged(call, small_chunks("sgd"), grad_scale=grad_scale)
 
 
-def test_a_scale_in_a_tensor_is_the_number() -> None:
+def address_of(
+    value: Any, device: torch.device, default: float
+) -> tuple[int, float, Tensor | None]:
+    """As a plan finds a number on a GPU: kernels read it where it lies."""
+    if not isinstance(value, Tensor):
+        return 0, default if value is None else float(value), None
+    return value.data_ptr(), default, value
+
+
+def test_a_scale_in_a_tensor_is_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_plan, "_number", address_of)
     call = make_call("adam", random_tensors(SIZES, 0), random_tensors(SIZES, 1), TRUST, taken=2)
     first, second = moved(call, DEVICE), moved(call, DEVICE)
     first.take(small_chunks("adam").step, grad_scale=8.0)
@@ -289,7 +299,10 @@ def test_a_scale_in_a_tensor_is_the_number() -> None:
 
 @pytest.mark.parametrize("pairs", [1, 2])
 @pytest.mark.parametrize("clip", [None, 1.0])
-def test_found_inf_changes_nothing(clip: float | None, pairs: int) -> None:
+def test_found_inf_changes_nothing(
+    clip: float | None, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_plan, "_number", address_of)
     weights, grads = random_tensors(SIZES, 0), random_tensors(SIZES, 1)
     if pairs == 2:
         weights += random_tensors((300,), 2, torch.float16)

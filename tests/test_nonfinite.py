@@ -34,10 +34,10 @@ from variants import FULL, VARIANTS
 
 import date_kernels
 from date_kernels import MASTER, RULES, Telemetry, make_stepper
-from date_kernels.dispatch import Stepper
 from date_kernels.items import LEAF
 from date_kernels.layers import HALF
 from date_kernels.plan import Plan
+from date_kernels.stepper import Stepper
 from date_optim import LAMB, LARS, SGD, Adadelta, Adagrad, Adam, AdamW, RMSprop, TrustRatio
 
 NAN, INF = math.nan, math.inf

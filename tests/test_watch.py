@@ -131,7 +131,7 @@ def steps(call: Call) -> Any:
     return call.steps
 
 
-CHANGES: dict[str, Callable[[Call], Any]] = {
+CHANGES: dict[str, Callable[[Any], Any]] = {
     "gradient-dtype": put(grads, 0, Tensor.double),
     "gradient-order": put(grads, 0, transposed),
     "gradient-elements": put(grads, 0, lambda _: torch.ones(4, 4)),
@@ -143,7 +143,7 @@ CHANGES: dict[str, Callable[[Call], Any]] = {
     "gradient-subclass": put(grads, 0, lambda x: x.as_subclass(Wrapper)),
     "gradient-gone": put(grads, 0, lambda _: None),
     "gradient-no-tensor": put(grads, 0, Tensor.numpy),
-    "fewer-gradients": lambda call: call.grads.pop(),  # type: ignore[attr-defined]
+    "fewer-gradients": lambda call: call.grads.pop(),
     "parameter-moved": put(params, 0, moved),
     "parameter-elsewhere": put(params, 0, lambda x: torch.nn.Parameter(x.detach().clone())),
     "parameter-retyped": put(params, 0, lambda x: x.detach().view(torch.int32)),
@@ -156,8 +156,8 @@ CHANGES: dict[str, Callable[[Call], Any]] = {
     "step-moved": put(steps, 3, moved),
     "step-gone": put(steps, 3, lambda _: None),
     "step-retyped": put(steps, 3, lambda x: x.view(torch.int32)),
-    "state-of-another-name": lambda call: call.states.update(  # type: ignore[attr-defined]
-        exp_avg=call.states.pop("momentum_buffer")  # type: ignore[attr-defined]
+    "state-of-another-name": lambda call: call.states.update(
+        exp_avg=call.states.pop("momentum_buffer")
     ),
 }
 
