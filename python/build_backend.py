@@ -3,7 +3,8 @@
 The environment's ``DATE_KERNELS_NATIVE`` chooses. With ``AUTO``, the default, a build that fails is
 followed by one of the Python files alone: they work, by the float64 reference, and
 ``build_failure.txt`` beside the wheel's metadata holds the reason for `date_kernels.info`. With
-``ON`` the failure is an error; with ``OFF`` nothing is compiled.
+``ON`` the failure is an error; with ``OFF`` nothing is compiled. CUDA kernels that nobody asked for
+(``DATE_KERNELS_CUDA`` is ``AUTO``) and that fail are left out before the CPU's are given up.
 
 There are no hooks that prepare metadata: they would promise a wheel's tag before the build.
 """
@@ -40,6 +41,7 @@ Settings: TypeAlias = "Mapping[str, str | list[str]]"
 Hook: TypeAlias = "Callable[[str, dict[str, str | list[str]]], str]"
 
 VARIABLE = "DATE_KERNELS_NATIVE"
+CUDA = "DATE_KERNELS_CUDA"
 
 PURE = {
     "wheel.cmake": "false",
@@ -76,14 +78,19 @@ def _build(hook: Hook, directory: str, config_settings: Settings | None) -> str:
         return hook(directory, settings)
     reason = f"{VARIABLE} was OFF when this package was built"
     if mode == "AUTO":
-        output = bytearray()
-        try:
-            with _recorded(output):
-                return hook(directory, settings)
-        except (Exception, SystemExit) as error:
-            # What is not the compiler's fault, a wrong setting say, fails again below.
-            output += f"\n{error!r}".encode()
-            reason = f"its build failed: {_head(output.decode(errors='replace'))}"
+        asked = os.environ.get(CUDA) or settings.get(f"cmake.define.{CUDA}", "AUTO")
+        for last in (False, True) if asked == "AUTO" else (True,):
+            output = bytearray()
+            try:
+                with _recorded(output):
+                    return hook(directory, settings)
+            except (Exception, SystemExit) as error:
+                # What is not the compiler's fault, a wrong setting say, fails again below.
+                output += f"\n{error!r}".encode()
+                reason = f"its build failed: {_head(output.decode(errors='replace'))}"
+            if not last:
+                print(f"\n*** Once more without CUDA: {reason}", flush=True)
+                os.environ[CUDA] = "OFF"  # CMake takes it before its cache
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "build_failure.txt")
         file.write_text(reason, encoding="utf-8")

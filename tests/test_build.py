@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -141,6 +142,21 @@ def test_a_failed_build_is_an_error_where_kernels_are_demanded(
     assert done.returncode != 0
     assert COMPILERS[compiler][1] in " ".join((done.stdout + done.stderr).split())
     assert not list(tmp_path.glob("*.whl"))
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc is on the PATH")
+def test_cuda_kernels_that_nobody_asked_for_may_fail(tmp_path: Path) -> None:
+    """The CPU's are built all the same."""
+    nvcc = tmp_path / "nvcc"
+    fails = 'case "$*" in *csrc/cuda*) echo "error: unsupported" >&2; exit 1;; esac'
+    nvcc.write_text(f'#!/bin/sh\n{fails}\nexec {shutil.which("nvcc")} "$@"\n')
+    nvcc.chmod(0o755)
+    settings = (f"build-dir={tmp_path / 'build'}", "cmake.define.CMAKE_CUDA_ARCHITECTURES=90")
+    hook = HOOK.replace('split("=")', 'split("=", 1)')
+    command = ("-c", hook, "build_wheel", tmp_path, *settings)
+    wheel = wheel_in(tmp_path, run(*command, CUDACXX=nvcc, DATE_KERNELS_CUDA="AUTO"))
+    assert "without_compiled_kernels" not in str(wheel.filename)
+    assert [name for name in wheel.namelist() if name.startswith("date_kernels/_native.")]
 
 
 def test_a_build_that_is_not_to_compile_runs_no_compiler(build: Any, tmp_path: Path) -> None:
