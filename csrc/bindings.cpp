@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "collect.h"
 #include "cpu/launch.h"
 #ifdef DK_CUDA
 #include "cuda/arguments.h"
@@ -30,6 +31,23 @@ std::unique_ptr<dk::Memory> make_memory(const py::object& exchange, const py::li
   auto memory = std::make_unique<dk::Memory>(*known);
   if (!memory->learn(in(tensors))) throw py::error_already_set();
   return memory;
+}
+
+/// date_kernels.collect.collect.
+py::object collect(const py::list& members, const py::list& params, const py::dict& state,
+                   const py::list& states, const py::list& saved, const py::list& columns) {
+  if (!dk::are_members(members.ptr(), params.ptr()) || !dk::are_values(state.ptr(), states.ptr()))
+    return py::none();
+  const auto same = [](dk::Found found) {
+    if (found == dk::Found::kError) throw py::error_already_set();
+    return found == dk::Found::kSame;
+  };
+  for (const py::handle column : columns) {
+    const auto pair = py::reinterpret_borrow<py::tuple>(column);
+    if (!same(dk::take_up(saved.ptr(), pair[0].ptr(), pair[1].ptr()))) return py::none();
+  }
+  py::list grads(params.size());
+  return same(dk::take_gradients(params.ptr(), grads.ptr())) ? grads : py::object(py::none());
 }
 
 /// layers: (n, 12), as dk::Layer; items: (m, 4) = begin, end, layer, kind.
@@ -115,6 +133,8 @@ PYBIND11_MODULE(_native, m) {
     return all;
   });
   m.def("openmp_library", &dk::openmp_library);
+  m.def("collect", &collect, py::arg("members"), py::arg("params"), py::arg("state"), py::arg("states"),
+        py::arg("saved"), py::arg("columns"));
   py::class_<dk::Memory>(m, "Memory")
       .def_static(
           "knows",

@@ -3,6 +3,7 @@
 `date_optim` holds the torch optimizers on top.
 """
 
+from .collect import make_collect
 from .dispatch import Info, info, make_stepper, step
 from .layers import MASTER, MOST_STEPS, check_saved_state, has_master, new_state, state_dtype
 from .reference import Telemetry
@@ -19,6 +20,7 @@ __all__ = [
     "check_saved_state",
     "has_master",
     "info",
+    "make_collect",
     "make_stepper",
     "new_state",
     "state_dtype",

@@ -1,3 +1,5 @@
+from typing import Any
+
 from numpy import float64, int64
 from numpy.typing import NDArray
 from torch import Tensor
@@ -27,6 +29,14 @@ def cuda_launch(
 ) -> None: ...
 def targets() -> list[tuple[str, bool]]: ...
 def openmp_library() -> str: ...
+def collect(
+    members: list[list[Tensor]],
+    params: list[Tensor],
+    state: dict[Tensor, dict[str, Any]],
+    states: list[dict[str, Any]],
+    saved: list[dict[str, Any]],
+    columns: list[tuple[str, list[Tensor | None]]],
+) -> list[Tensor] | None: ...
 
 class Memory:
     @staticmethod

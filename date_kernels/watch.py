@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import native
+from .collect import same_objects
 from .layers import Call
 
 _ADDRESS = torch.Tensor.data_ptr
@@ -113,7 +114,7 @@ class PythonWatch:
 
     def _fits_written(self, call: Call) -> bool:
         tensors = _written(call)
-        if not _same_objects(tensors, self._tensors):
+        if not same_objects(tensors, self._tensors):
             if [x is None for x in tensors] != [x is None for x in self._tensors]:
                 return False
             if _in_full(_present(tensors)) != self._facts:
@@ -131,11 +132,6 @@ def _written(call: Call) -> list[Tensor | None]:
 
 def _present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
-
-
-def _same_objects(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    """Equality would compare elements."""
-    return len(a) == len(b) and all(map(is_, a, b))
 
 
 def _addresses(tensors: Sequence[Tensor]) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import repeat
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any, ClassVar, TypeAlias, TypedDict, overload
 
 import torch
@@ -24,6 +24,7 @@ from date_kernels import (
     Telemetry,
     check_saved_state,
     has_master,
+    make_collect,
     make_stepper,
     new_state,
     state_dtype,
@@ -426,6 +427,7 @@ class _Gathered:
             _check(optimizer, group, number)
             self._add(optimizer, rule, group, names)
         self._saved = [optimizer.state.get(param, {}) for param in self.params]
+        self._collect = make_collect()
         self._columns = [
             (key, column)
             for key, column in (*self.states.items(), ("step", self.steps))
@@ -439,23 +441,20 @@ class _Gathered:
         """Take up this step's gradients, states and options; False where layers are others."""
         if self.new or self.stale or _uses_of(optimizer) != self._uses:
             return False
-        # Layers without a gradient are not among ours: which ones is not worth keeping.
-        members = [param for group in optimizer.param_groups for param in group["params"]]
-        if not _same(members, self.params) or not _same(
-            [*optimizer.state.values()], self._of_state
-        ):
-            return False
-        if self._dtypes and [param.dtype for param in members] != self._dtypes:
+        if self._dtypes and [param.dtype for param in self.params] != self._dtypes:
             return False  # who has master weights has changed
-        self.grads = [*map(_GRADIENT, members)]
-        if any(map(is_, self.grads, repeat(None))):
+        # Layers without a gradient are not among ours: which ones is not worth keeping.
+        grads = self._collect(
+            [group["params"] for group in optimizer.param_groups],
+            self.params,
+            optimizer.state,
+            self._of_state,
+            self._saved,
+            self._columns,
+        )
+        if grads is None:
             return False
-        for key, column in self._columns:
-            now = [saved.get(key) for saved in self._saved]
-            if not _same(now, column):
-                if [x is None for x in now] != [x is None for x in column]:
-                    return False
-                column[:] = now
+        self.grads = grads
         for number, group in enumerate(optimizer.param_groups):
             _check(optimizer, group, number)
             members = self.groups[number]["params"]
@@ -536,9 +535,6 @@ class _Gathered:
                     del optimizer.state[self.params[layer]]
 
 
-_GRADIENT = attrgetter("grad")
-
-
 def _uses_of(optimizer: LayerwiseOptimizer) -> list[tuple[Any, ...]]:
     """What decides which states the layers of each group have."""
     rule = RULES[optimizer.rule]
@@ -546,11 +542,6 @@ def _uses_of(optimizer: LayerwiseOptimizer) -> list[tuple[Any, ...]]:
         (len(group["params"]), rule.used(group), needs_step(rule, group), group["master_weights"])
         for group in optimizer.param_groups
     ]
-
-
-def _same(a: Sequence[object], b: Sequence[object]) -> bool:
-    """Whether they hold the same objects; equality would compare elements."""
-    return len(a) == len(b) and all(map(is_, a, b))
 
 
 def _check(optimizer: LayerwiseOptimizer, group: dict[str, Any], number: int) -> None:
