@@ -10,6 +10,9 @@
 #if defined(__CUDACC__)
 #define DK_INLINE __host__ __device__ __forceinline__
 #define DK_WORK __device__ __forceinline__
+#elif defined(__HIP__)  // whose compiler has these words from a header
+#define DK_INLINE inline __attribute__((host, device, always_inline))
+#define DK_WORK inline __attribute__((device, always_inline))
 #else
 #define DK_INLINE inline __attribute__((always_inline))
 #define DK_WORK inline

@@ -11,7 +11,7 @@
 
 #include "collect.h"
 #include "cpu/launch.h"
-#ifdef DK_CUDA
+#ifdef DK_GPU
 #include "cuda/arguments.h"
 #include "cuda/launch.h"
 #endif
@@ -79,14 +79,15 @@ void run(dk::Engine& engine, const py::tuple& tables, int threads, double grad_s
   engine.run(addresses, row, threads, grad_scale, max_grad_norm, skip_nonfinite);
 }
 
-#ifdef DK_CUDA
+#ifdef DK_GPU
 void cuda_launch(int family, int weights, int gradient, const dk::cuda::Tables& tables,
-                 const dk::cuda::Counts& counts, const dk::cuda::Scalar& grad_scale,
+                 const dk::cuda::Counts& counts, const Integers& carried, const dk::cuda::Scalar& grad_scale,
                  const dk::cuda::Scalar& found_inf, double max_grad_norm, bool skip_nonfinite, bool judged,
                  int device, std::intptr_t stream) {
-  const dk::Plan plan =
-      dk::cuda::plan_of(tables, counts, grad_scale, found_inf, max_grad_norm, skip_nonfinite, judged);
-  dk::cuda::launch(family, static_cast<dk::Type>(weights), static_cast<dk::Type>(gradient), plan, device,
+  dk::cuda::Launch launch =
+      dk::cuda::launch_of(tables, counts, {carried.data(), static_cast<std::size_t>(carried.size())},
+                          grad_scale, found_inf, max_grad_norm, skip_nonfinite, judged);
+  dk::cuda::launch(family, static_cast<dk::Type>(weights), static_cast<dk::Type>(gradient), launch, device,
                    reinterpret_cast<void*>(stream));
 }
 #endif
@@ -117,15 +118,16 @@ PYBIND11_MODULE(_native, m) {
     families[family.name] = py::make_tuple(families.size(), names(family.fields), names(family.states));
   }
   m.attr("FAMILIES") = families;
-#ifdef DK_CUDA
-  m.attr("HAS_CUDA") = true;
+#ifdef DK_GPU
+  m.attr("GPU") = DK_GPU;
+  m.attr("LAUNCH_WORDS") = dk::cuda::Launch::kCarried;
   m.def("cuda_why_not", &dk::cuda::why_not, py::arg("device"));
   m.def("cuda_launch", &cuda_launch, py::arg("family"), py::arg("weights"), py::arg("gradient"),
-        py::arg("tables"), py::arg("counts"), py::arg("grad_scale"), py::arg("found_inf"),
+        py::arg("tables"), py::arg("counts"), py::arg("carried"), py::arg("grad_scale"), py::arg("found_inf"),
         py::arg("max_grad_norm"), py::arg("skip_nonfinite"), py::arg("judged"), py::arg("device"),
         py::arg("stream"));
 #else
-  m.attr("HAS_CUDA") = false;
+  m.attr("GPU") = "";
 #endif
   m.def("targets", [] {
     py::list all;

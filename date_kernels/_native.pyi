@@ -10,7 +10,8 @@ TYPES: tuple[str, ...]
 REPORT_FIELDS: tuple[str, ...]
 FAMILIES: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]]
 
-HAS_CUDA: bool
+GPU: str
+LAUNCH_WORDS: int
 
 def cuda_why_not(device: int) -> str: ...
 def cuda_launch(
@@ -19,6 +20,7 @@ def cuda_launch(
     gradient: int,
     tables: tuple[int, ...],
     counts: tuple[int, ...],
+    carried: NDArray[int64],
     grad_scale: tuple[int, float],
     found_inf: tuple[int, float],
     max_grad_norm: float,

@@ -24,12 +24,14 @@ def why_no_cuda(device: int = -1) -> str | None:
     """
     if native.why_missing is not None:
         return native.why_missing
-    if not native.module().HAS_CUDA:
+    kernels = native.module().GPU
+    if not kernels:
         return (
             "the compiled module was built without a CUDA toolkit; put nvcc on the PATH and rebuild"
         )
-    if torch.version.hip is not None:
-        return "torch is built for ROCm, where backend 'triton' serves"
+    torchs = "CUDA" if torch.version.hip is None else "HIP"
+    if kernels != torchs:
+        return f"its kernels were compiled for {kernels}, but torch is built for {torchs}"
     if not torch.cuda.is_available():
         return "torch sees no GPU: torch.cuda.is_available() is False"
     return native.module().cuda_why_not(device) or None
@@ -65,21 +67,29 @@ class CudaPlan(DevicePlan):
     def _header(self, built: Built, scalars: Scalars) -> NDArray[np.int64]:
         return np.empty(0, dtype=np.int64)  # a launch's parameters hold them
 
-    def _launch(self, built: Built, launch: Launch, scalars: Scalars) -> None:
+    def _most_in_launch(self) -> int:
+        most: int = native.module().LAUNCH_WORDS
+        return most
+
+    def _launch(
+        self, built: Built, launch: Launch, scalars: Scalars, words: NDArray[np.int64]
+    ) -> None:
         n_items = launch.items.shape[0]
         if n_items == 0:
             return
-        device, rows = launch.items.device, built.words.data_ptr()
-        gradients = rows + 8 * self._width * len(built.layer_options)
+        device = launch.items.device
+        carried = words if words.size <= self._most_in_launch() else words[:0]
         names = ("slots", "arrived", "published", "reports", "verdict", "clock")
         work = [built.workspace[name].data_ptr() for name in names]
+        n_row_words = self._width * len(built.layer_options)
         n_slots = built.workspace["slots"].numel() // 2
         pair = (-1, -1) if launch.pair is None else map(TYPES.index, launch.pair)
         native.module().cuda_launch(
             native.module().FAMILIES[self.rule.name][0],
             *pair,
-            (launch.items.data_ptr(), built.layers.data_ptr(), gradients, rows, *work),
-            (n_items, launch.scans, launch.first, launch.layers, n_slots),
+            (launch.items.data_ptr(), built.layers.data_ptr(), built.words.data_ptr(), *work),
+            (n_items, launch.scans, launch.first, launch.layers, n_slots, n_row_words),
+            carried,
             (scalars.scale_address, scalars.scale),
             (scalars.found_address, scalars.found),
             scalars.max_norm,

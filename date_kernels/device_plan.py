@@ -2,7 +2,8 @@
 
 Note [What travels]. Tables of what rarely changes (items, layers) are uploaded when a plan is
 built. Gradient addresses and hyper-parameters stand in one array of words, uploaded when they
-differ from the last step's. Each upload fills pinned memory of its own from torch's caching
+differ from the last step's, or carried by the launch itself where the backend's launches carry so
+many. Each upload fills pinned memory of its own from torch's caching
 allocator, which hands it out again only once the copy has been made: the caller never waits, and
 no copy reads what the next step writes.
 
@@ -186,9 +187,9 @@ class DevicePlan(Stepper):
         scalars = Scalars(scale_address, scale, found_address, found, max_norm)
         words = np.concatenate((self._header(built, scalars), built.rows[1], gradients))
         with _on(device):
-            self._upload(built, words)
+            self._send(built, words)
             for launch in built.launches:
-                self._launch(built, launch, scalars)
+                self._launch(built, launch, scalars, words)
         for tensor in (scale_tensor, found_tensor):
             if tensor is not None and tensor.is_cuda:
                 tensor.record_stream(torch.cuda.current_stream(device))
@@ -311,12 +312,25 @@ class DevicePlan(Stepper):
         """What stands in the words before the rows of options."""
 
     @abstractmethod
-    def _launch(self, built: Built, launch: Launch, scalars: Scalars) -> None:
+    def _launch(
+        self, built: Built, launch: Launch, scalars: Scalars, words: NDArray[np.int64]
+    ) -> None:
         """Launch the kernel; nobody waits."""
 
-    def _upload(self, built: Built, words: NDArray[np.int64]) -> None:
+    def _most_in_launch(self) -> int:
+        """The most words that travel with a launch itself."""
+        return 0
+
+    def _send(self, built: Built, words: NDArray[np.int64]) -> None:
         """Note [What travels], Note [Captured steps]."""
-        if built.words.is_cuda and torch.cuda.is_current_stream_capturing():
+        capturing = built.words.is_cuda and torch.cuda.is_current_stream_capturing()
+        if words.size > self._most_in_launch():
+            self._upload(built, words, capturing=capturing)
+        elif capturing:
+            self._captured.append((None, built.words, built))
+
+    def _upload(self, built: Built, words: NDArray[np.int64], *, capturing: bool) -> None:
+        if capturing:
             staging = torch.from_numpy(words).pin_memory()
             built.words = torch.empty_like(built.words)
             built.last = None

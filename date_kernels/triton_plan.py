@@ -84,7 +84,9 @@ class TritonPlan(DevicePlan):
         values[ONE.value] = 1.0
         return words
 
-    def _launch(self, built: Built, launch: Launch, scalars: Scalars) -> None:
+    def _launch(
+        self, built: Built, launch: Launch, scalars: Scalars, words: NDArray[np.int64]
+    ) -> None:
         n_items = launch.items.shape[0]
         if n_items == 0:
             return

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from date_kernels import native
+from date_kernels.cuda_plan import why_no_cuda
 from date_kernels.rules import RULES
 
 ROOT = Path(__file__).parent.parent
 
 built = pytest.mark.skipif(
-    not native.module().HAS_CUDA, reason="the compiled module was built without a CUDA toolkit"
+    native.module().GPU != "CUDA", reason="the compiled module was built without a CUDA toolkit"
 )
 
 
@@ -114,20 +116,67 @@ def test_without_a_driver_it_says_so() -> None:
     assert re.search("no NVIDIA driver|cudaErrorNoDevice|driver knows CUDA", done.stdout)
 
 
-def test_a_toolkit_that_is_asked_for_and_missing_stops_the_build(tmp_path: Path) -> None:
+@built
+def test_a_driver_of_an_older_release_is_named(tmp_path: Path) -> None:
+    """By a library that stands in for it and tells its release alone."""
+    source, library = tmp_path / "driver.c", tmp_path / "libcuda.so.1"
+    source.write_text("int cuDriverGetVersion(int *version) { *version = 11040; return 0; }\n")
+    compiler = os.environ.get("CC", "gcc")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    code = "from date_kernels import native; print(native.module().cuda_why_not(-1))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.fullmatch(
+        r"the driver knows CUDA 11\.4, but the kernels were compiled by CUDA 1\d\.\d: "
+        "update the driver, or rebuild with an older toolkit",
+        done.stdout.strip(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"DATE_KERNELS_CUDA": "ON"},
+            "DATE_KERNELS_CUDA=ON, but CMake finds no CUDA compiler: install a CUDA toolkit",
+        ),
+        (
+            {"DATE_KERNELS_CUDA": "OFF", "DATE_KERNELS_HIP": "ON"},
+            "DATE_KERNELS_HIP=ON, but CMake finds no HIP compiler: install ROCm",
+        ),
+    ],
+    ids=["cuda", "hip"],
+)
+def test_a_toolkit_that_is_asked_for_and_missing_stops_the_build(
+    settings: dict[str, str], message: str, tmp_path: Path
+) -> None:
     """With one sentence that says what to do."""
     cmake = Path(sys.executable).parent / "cmake"
     pybind = subprocess.run(
         [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    environment = {**os.environ, "CUDACXX": str(tmp_path / "nvcc"), "DATE_KERNELS_CUDA": "ON"}
+    missing = {name: str(tmp_path / "missing") for name in ("CUDACXX", "HIPCXX")}
+    environment = {**os.environ, **missing, **settings}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     command: list[str | Path] = [cmake, "-G", "Ninja", "-S", ROOT, "-B", tmp_path / "build"]
     command += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    said = " ".join(done.stderr.split())
-    assert "DATE_KERNELS_CUDA=ON, but CMake finds no CUDA compiler: install a CUDA toolkit" in said
+    assert message in " ".join(done.stderr.split())
+
+
+def test_kernels_of_another_vendor_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native.module(), "GPU", "HIP")
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert why_no_cuda() == "its kernels were compiled for HIP, but torch is built for CUDA"
+    monkeypatch.setattr(native.module(), "GPU", "CUDA")
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert why_no_cuda() == "its kernels were compiled for CUDA, but torch is built for HIP"
 
 
 if __name__ == "__main__":

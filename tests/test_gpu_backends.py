@@ -88,7 +88,9 @@ def plans_of(name: str) -> Iterator[Callable[..., Any]]:
     """The plans of a backend; where there is no GPU, those of CUDA by its kernels' emulation."""
     with pytest.MonkeyPatch.context() as patch:
         if name == "cuda" and DEVICE == "cpu":
-            patch.setattr(native.module(), "cuda_launch", emulated_cuda().launch, raising=False)
+            for name_of, value in vars(emulated_cuda()).items():
+                if name_of in ("cuda_launch", "LAUNCH_WORDS"):
+                    patch.setattr(native.module(), name_of, value, raising=False)
             patch.setattr(CudaPlan, "_check_device", lambda *_: None)
         yield BACKENDS[name]
 
@@ -740,7 +742,13 @@ def test_one_launch_a_step_and_pair(
     assert plan.builds == 1
 
 
+def carry(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let launches of the CUDA kernels carry so many words at most."""
+    monkeypatch.setattr(native.module(), "LAUNCH_WORDS", most, raising=False)
+
+
 def test_words_travel_only_when_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    carry(0, monkeypatch)
     copies: list[int] = []
     pinned = device_plan._pinned
     plan = make_plan("sgd")
@@ -762,6 +770,52 @@ def test_words_travel_only_when_they_differ(monkeypatch: pytest.MonkeyPatch) -> 
     call.take(plan.step)
     assert len(copies) == 2
     assert plan.builds == 1
+
+
+def test_few_words_travel_with_the_launch(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as fit, of several param groups and dtypes; one more and all lie in memory."""
+    if backend == "triton":
+        pytest.skip("Triton's launches carry no arrays")
+    dtypes = (torch.float32, torch.bfloat16)
+    params = [x for dtype in dtypes for x in random_tensors((9, 5000), 0, dtype)]
+    grads = [x for dtype in dtypes for x in random_tensors((9, 5000), 1, dtype)]
+    groups = [{"params": [0, 2], "lr": 0.1}, {"params": [1, 3], **TRUST}]
+    expected = moved(make_call("sgd", params, grads, *groups), DEVICE)
+    call = moved(make_call("sgd", params, grads, *groups), DEVICE)
+    plan = make_plan("sgd")
+    most = 2 * plan._width + len(params)
+    copies: list[Tensor] = []
+    upload = plan._upload
+
+    def counted(*args: Any, **options: Any) -> None:
+        copies.append(args[1])
+        upload(*args, **options)
+
+    monkeypatch.setattr(plan, "_upload", counted)
+    for step, limit in enumerate((most, most - 1, most, most - 1)):
+        for group in (*expected.groups, *call.groups):
+            group["lr"] = 0.1 / (1 + step)
+        carry(0, monkeypatch)
+        expected.take(make_plan("sgd").step)
+        carry(limit, monkeypatch)
+        call.take(plan.step)
+        assert len(copies) == (step + 1) // 2
+        assert_same_bits(call.params, expected.params)
+    assert plan.builds == 1
+
+
+def test_a_launch_refuses_more_words_than_it_carries(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "triton":
+        pytest.skip("Triton's launches carry no arrays")
+    carry(10_000, monkeypatch)
+    sizes = (1,) * 600
+    call = moved(
+        make_call("sgd", random_tensors(sizes, 0), random_tensors(sizes, 1), TRUST), DEVICE
+    )
+    with pytest.raises(ValueError, match="more than a launch carries"):
+        call.take(make_plan("sgd").step)
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,17 @@
 // Device = a thread block. Its registers hold one tile: a WHOLE item that is no larger is read once.
 #pragma once
 #include <algorithm>
-#include <cuda/atomic>
 #include <type_traits>
 
 #include "../convert.h"
 #include "../engine.h"
 #include "../rules/rule.h"
 #include "kernels.h"
+#include "vendor.cuh"
 
 namespace dk::DK_ARCH {
 
 constexpr int kThreads = cuda::kThreads;
-
-/// Elements a thread may hold at once, before ptxas spills.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr int kMost = 8;
-#else
-constexpr int kMost = 16;
-#endif
 
 /// How an array's elements lie in memory, by what it holds.
 template <class Held>
@@ -37,19 +30,6 @@ template <>
 struct Format<Bfloat16> : Format16<Bfloat16> {};
 template <>
 struct Format<Float16> : Format16<Float16> {};
-
-/// What is read or written for the last time leaves the cache first.
-enum class Hint { keep, stream };
-
-template <Hint hint>
-__device__ uint4 load16(const uint4* from) {
-  return hint == Hint::keep ? __ldcg(from) : __ldcs(from);
-}
-
-template <Hint hint>
-__device__ void store16(uint4* to, uint4 value) {
-  hint == Hint::keep ? __stcg(to, value) : __stcs(to, value);
-}
 
 /// A tile: each thread has `kGroup` neighbours, and then those of the other threads' groups come first.
 template <class T, int kElements, int kGroup>
@@ -140,7 +120,9 @@ class BlockChunk {
   static constexpr int kSmallest =
       std::min(sizeof(typename Format<W>::Bits), sizeof(typename Format<G>::Bits));
   // What the registers of two blocks a multiprocessor hold; quotients and conversions need some, too.
-  static constexpr int kElements = sizeof(T) == 8 ? 4 : Rule::kDivides || kSmallest == 2 ? 8 : kMost;
+  static constexpr int kElements = sizeof(T) == 8                     ? (kStates > 2 ? 2 : 4)
+                                   : Rule::kDivides || kSmallest == 2 ? 8
+                                                                      : kMost;
   using Tile = DK_ARCH::Tile<T, kElements, 16 / kSmallest>;
   static_assert(kLeaf % Tile::kSize == 0);
 
@@ -327,12 +309,17 @@ struct ScanChunk {
 template <class W, class G>
 class Block {
  public:
-  using Order = ::cuda::std::memory_order;
+  using Order = DK_ARCH::Order;
   template <class T>
-  using Atomic = ::cuda::atomic_ref<T, ::cuda::thread_scope_device>;
+  using Atomic = DK_ARCH::Atomic<T>;
   static constexpr bool kOwnsUpdates = false;
 
-  explicit __device__ Block(Shared& shared) : shared_(shared) {}
+  /// Every block writes down what the launch carries, for itself: all write the same. Read from the
+  /// parameters wherever it is needed it would cost registers, and spills.
+  __device__ Block(Shared& shared, const cuda::Launch& launch) : shared_(shared) {
+    auto* const words = reinterpret_cast<std::int64_t*>(const_cast<double*>(launch.plan.rows));
+    each(launch.n_carried, [&](std::int64_t i) { words[i] = launch.carried[i]; });
+  }
 
   __device__ int workers() const { return static_cast<int>(gridDim.x); }
 
@@ -366,7 +353,7 @@ class Block {
   __device__ void once(F f) {
     if (threadIdx.x == 0) f();
   }
-  __device__ void pause() { __nanosleep(64); }
+  __device__ void pause() { rest(); }
 
   template <class F>
   __device__ void each(std::int64_t n, F f) {
@@ -377,8 +364,8 @@ class Block {
   __device__ Sums reduce(Sums sum) {
 #pragma unroll
     for (int half = 16; half > 0; half /= 2) {
-      sum.weight += __shfl_xor_sync(~0u, sum.weight, half);
-      sum.measured += __shfl_xor_sync(~0u, sum.measured, half);
+      sum.weight += exchange(sum.weight, half);
+      sum.measured += exchange(sum.measured, half);
     }
     __syncthreads();
     if (threadIdx.x % 32 == 0) shared_.parts[threadIdx.x / 32] = sum;

@@ -1,5 +1,7 @@
 // Compiled once per rule, with -DDK_RULE=<its class> and -DDK_KERNELS=kKernelsOf<its class>.
 #define DK_ARCH cuda_block
+#include "vendor.cuh"
+// After HIP's own functions, which clang looks up where they are used:
 #include "../rules/all.h"
 #include "block.cuh"
 #include "kernels.h"
@@ -8,10 +10,10 @@ namespace dk::DK_ARCH {
 namespace {
 
 template <class W, class G>
-__global__ void __launch_bounds__(kThreads, 2) layerwise_step(const __grid_constant__ Plan plan) {
+__global__ void __launch_bounds__(kThreads, 2) layerwise_step(const __grid_constant__ cuda::Launch launch) {
   __shared__ Shared shared;
-  Block<W, G> block(shared);
-  run_worker<Block<W, G>, DK_RULE>(block, plan);
+  Block<W, G> block(shared, launch);
+  run_worker<Block<W, G>, DK_RULE>(block, launch.plan);
 }
 
 template <class W, class G>

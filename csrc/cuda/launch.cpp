@@ -1,10 +1,9 @@
 #include "launch.h"
 
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
-#include <iterator>
 #include <stdexcept>
+
+#include "runtime.h"
 
 #define DK_ARCH host  // for the names of the rules; no formula runs from here
 #include "../rules/all.h"
@@ -19,13 +18,6 @@ namespace {
 #define DK_TABLE(name, Rule) kKernelsOf##Rule,
 const Kernel* const kFamilies[] = {DK_FOR_EACH_RULE(DK_TABLE)};
 
-void check(cudaError_t error, const char* call) {
-  if (error == cudaSuccess) return;
-  throw std::runtime_error(std::string(call) + ": " + cudaGetErrorName(error) + ": " +
-                           cudaGetErrorString(error));
-}
-#define DK_CHECK(call) check(call, #call)
-
 /// Takes a device for this thread, and gives back the one before.
 class OnDevice {
  public:
@@ -35,7 +27,7 @@ class OnDevice {
     changed_ = device != before_;
   }
   ~OnDevice() {
-    if (changed_) cudaSetDevice(before_);
+    if (changed_) static_cast<void>(cudaSetDevice(before_));
   }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
@@ -66,28 +58,16 @@ int resident_blocks(const void* function, int device) {
 
 std::string why_not(int device) {
   try {
-    int driver = 0, runtime = 0;
-    DK_CHECK(cudaDriverGetVersion(&driver));
-    DK_CHECK(cudaRuntimeGetVersion(&runtime));
-    if (driver == 0) return "there is no NVIDIA driver";
-    if (driver / 1000 < runtime / 1000) {
-      return "the driver knows CUDA " + std::to_string(driver / 1000) + "." +
-             std::to_string(driver % 1000 / 10) + ", but the kernels were compiled by CUDA " +
-             std::to_string(runtime / 1000) + "." + std::to_string(runtime % 1000 / 10) +
-             ": update the driver, or rebuild with an older toolkit";
-    }
-    if (device < 0) return "";
+    const std::string why = why_no_driver();
+    if (!why.empty() || device < 0) return why;
     const OnDevice on(device);
     cudaFuncAttributes attributes{};
     const cudaError_t error = cudaFuncGetAttributes(&attributes, find(0, Type::float32, Type::float32));
     if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction) {
-      cudaGetLastError();
-      int major = 0, minor = 0;
-      DK_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-      DK_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-      const std::string arch = std::to_string(major * 10 + minor);
-      return "no kernel image for sm_" + arch +
-             ": rebuild with -C cmake.define.CMAKE_CUDA_ARCHITECTURES=" + arch;
+      static_cast<void>(cudaGetLastError());
+      const std::string arch = architecture(device);
+      return "no kernel image for " + (kPrefix + arch) + ": rebuild with -C cmake.define." + kArchitectures +
+             "=" + arch;
     }
     check(error, "cudaFuncGetAttributes");
     return "";
@@ -96,13 +76,12 @@ std::string why_not(int device) {
   }
 }
 
-void launch(int family, Type weights, Type gradient, const Plan& plan, int device, void* stream) {
+void launch(int family, Type weights, Type gradient, Launch& launch, int device, void* stream) {
   const void* const function = find(family, weights, gradient);
   const OnDevice on(device);
   const auto most = static_cast<std::int64_t>(resident_blocks(function, device));
-  const auto blocks = static_cast<unsigned>(std::min(plan.n_items, most));
-  Plan copy = plan;
-  void* arguments[] = {&copy};
+  const auto blocks = static_cast<unsigned>(std::min(launch.plan.n_items, most));
+  void* arguments[] = {&launch};
   DK_CHECK(cudaLaunchKernel(function, dim3(blocks), dim3(kThreads), arguments, 0,
                             static_cast<cudaStream_t>(stream)));
 }

@@ -12,6 +12,6 @@ std::string why_not(int device);
 
 /// One step of a family's layers that hold `weights` and `gradient`, or a scan of all with kNone, on a stream
 /// of a device; nobody waits. Throws std::runtime_error with the call, the error's name and its text.
-void launch(int family, Type weights, Type gradient, const Plan& plan, int device, void* stream);
+void launch(int family, Type weights, Type gradient, Launch& launch, int device, void* stream);
 
 }  // namespace dk::cuda

@@ -1,9 +1,7 @@
 #pragma once
-#include "plan.h"
-
-constexpr int kPairs = 7;
+#include "cuda/kernels.h"
 
 struct Emulated {
   int weights, gradient;
-  void (*run)(const dk::Plan&, unsigned blocks);
+  void (*run)(const dk::cuda::Launch&, unsigned blocks);
 };
