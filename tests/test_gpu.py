@@ -160,6 +160,31 @@ def test_a_captured_step_replays_with_a_moving_rate_and_gradients(cls: Any) -> N
             assert_same_bits([optimizer.state[param][key].cpu()], [value.cpu()])
 
 
+@pytest.mark.parametrize("cls", [SGD, LAMB])
+def test_a_fused_step_unscales_and_skips_without_waiting(cls: Any) -> None:
+    """What GradScaler hands over stays on the device; an inf on the way changes nothing."""
+    params = [Parameter(torch.ones(size, device="cuda")) for size in (5, 70_000)]
+    twins = [Parameter(param.detach().clone()) for param in params]
+    scaled, plain = cls(params, lr=0.1, fused=True), cls(twins, lr=0.1)
+    scale = torch.tensor(8.0, device="cuda")
+    for step, inf in enumerate((True, False, True, False)):
+        for param, twin in zip(params, twins, strict=True):
+            param.grad = torch.full_like(param, 8.0 + 8 * step)
+            twin.grad = torch.full_like(param, 1.0 + step)
+        found = torch.tensor(float(inf), device="cuda")
+        scaled.grad_scale, scaled.found_inf = scale, found
+        with no_synchronisation():
+            scaled.step()
+        del scaled.grad_scale, scaled.found_inf
+        grads = [param.grad.cpu() for param in params if param.grad is not None]
+        if inf:
+            assert_same_bits(grads, [torch.full_like(x, 8.0 + 8 * step) for x in grads])
+            continue
+        plain.step()
+        assert_same_bits(grads, [twin.grad.cpu() for twin in twins if twin.grad is not None])
+        assert_same_bits([p.cpu() for p in params], [p.cpu() for p in twins])
+
+
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
 def test_capture_without_capturable_is_refused() -> None:
     param = Parameter(torch.ones(10, device="cuda"))

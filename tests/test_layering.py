@@ -209,9 +209,17 @@ def test_what_needs_the_standard_library_alone(module: str) -> None:
     assert roots(reached_from(module)) - {module.split(".", maxsplit=1)[0]} <= STANDARD
 
 
+ALLOWED = {
+    "torch._foreach_mul_": "no public name multiplies many tensors in one launch",
+    "_step_supports_amp_scaling": "what GradScaler asks an optimizer for",
+}
+"""Private names of torch that stay, and why."""
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_no_private_names_of_torch(module: str) -> None:
-    assert private_torch_names(MODULES[module].read_text()) == set()
+    found = private_torch_names(MODULES[module].read_text())
+    assert found <= (set(ALLOWED) if module == "date_optim.optimizer" else set())
 
 
 IMPORT = """

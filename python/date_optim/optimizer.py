@@ -295,6 +295,15 @@ class LayerwiseOptimizer(Optimizer):
                         dtype = torch.float32 if key == "step" else state_dtype(param)
                         self.state[param][key] = value.to(param.device, dtype)
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether torch.amp.GradScaler leaves unscaling and skipping to `step`.
+
+        Only where every param group asks for it with ``fused=True``: trainers refuse to clip the
+        gradients of an optimizer that does.
+        """
+        return all(group["fused"] is True for group in self.param_groups)
+
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
@@ -320,6 +329,8 @@ class LayerwiseOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # Where GradScaler leaves them for the time of a step; it asks whether they are there.
+        grad_scale, found_inf = map(self.__dict__.get, ("grad_scale", "found_inf"))
         gathered = self.__dict__.get("_gathered")
         if gathered is None or not gathered.refresh(self):
             gathered = self._gathered = _Gathered(self)
@@ -334,10 +345,14 @@ class LayerwiseOptimizer(Optimizer):
                     gathered.states,
                     gathered.steps,
                     gathered.groups,
+                    grad_scale=grad_scale,
+                    found_inf=found_inf,
                     name_of=partial(self._name_of, gathered.params),
                 ),
             )
             gathered.keep_new_states(self, self._telemetry[1])
+            if grad_scale is not None:
+                _unscale(gathered.grads, grad_scale, found_inf)
         gathered.grads = []  # their memory is the user's to free
         return loss
 
@@ -533,6 +548,18 @@ class _Gathered:
                 del values[MASTER]
                 if not values:
                     del optimizer.state[self.params[layer]]
+
+
+def _unscale(grads: list[Tensor], grad_scale: Tensor, found_inf: Tensor | None) -> None:
+    """Leave the gradients as torch's fused optimizers do: unscaled, or as they are after an inf.
+
+    Nobody waits for a GPU.
+    """
+    factor = grad_scale.detach().double().reciprocal().to(grads[0].device, torch.float32)
+    if found_inf is not None:
+        factor = torch.where(found_inf.to(factor.device) != 0, torch.ones_like(factor), factor)
+    with torch.no_grad():
+        torch._foreach_mul_(grads, factor.reshape(()))
 
 
 def _uses_of(optimizer: LayerwiseOptimizer) -> list[tuple[Any, ...]]:
