@@ -31,6 +31,7 @@ from date_kernels import (
 )
 from date_kernels.rules import Rule, check_common, check_group, needs_step
 
+from .compiled import handle_of, take_step
 from .trust_ratio import TrustRatio, group_options
 
 Exclude: TypeAlias = str | Callable[[str | None, Tensor], bool] | None
@@ -329,36 +330,117 @@ class LayerwiseOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # Where GradScaler leaves them for the time of a step; it asks whether they are there.
-        grad_scale, found_inf = map(self.__dict__.get, ("grad_scale", "found_inf"))
+        if torch.compiler.is_compiling():
+            self._traced_step()
+            return loss
         gathered = self.__dict__.get("_gathered")
         if gathered is None or not gathered.refresh(self):
             gathered = self._gathered = _Gathered(self)
-        self._check_capture(gathered)
         self.__dict__.pop("_telemetry", None)
         if gathered.params:
-            self._telemetry = (
-                gathered.params,
-                self._stepper_of().step(
-                    gathered.params,
-                    gathered.grads,
-                    gathered.states,
-                    gathered.steps,
-                    gathered.groups,
-                    grad_scale=grad_scale,
-                    found_inf=found_inf,
-                    name_of=partial(self._name_of, gathered.params),
-                ),
-            )
-            gathered.keep_new_states(self, self._telemetry[1])
-            if grad_scale is not None:
-                _unscale(gathered.grads, grad_scale, found_inf)
+            telemetry = self._take(gathered, gathered.params)
+            gathered.keep_new_states(self, telemetry)
         gathered.grads = []  # their memory is the user's to free
         return loss
 
-    def _check_capture(self, gathered: _Gathered) -> None:
+    def _take(self, layers: _Layers, own: list[Tensor]) -> Telemetry:
+        """Step over layers; `own` are the param groups' tensors, by which they are known."""
+        self._check_capture(layers.params[0])
+        # Where GradScaler leaves them for the time of a step; it asks whether they are there.
+        grad_scale, found_inf = map(self.__dict__.get, ("grad_scale", "found_inf"))
+        telemetry = self._stepper_of().step(
+            layers.params,
+            layers.grads,
+            layers.states,
+            layers.steps,
+            layers.groups,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+            name_of=partial(self._name_of, own),
+        )
+        self._telemetry = own, telemetry
+        if grad_scale is not None:
+            _unscale(layers.grads, grad_scale, found_inf)
+        return telemetry
+
+    def _traced_step(self) -> None:
+        """What Dynamo traces: Note [Traced steps] in `date_optim.compiled`."""
+        tensors: tuple[list[Tensor], ...] = ([], [], [], [])
+        handle, members, counts, rates = [0], [], [], []
+        for group in self.param_groups:
+            found: tuple[list[Any], ...] = ([], [], [], [], [], [])
+            self._init_group(group, *found)
+            for all_of, of_group in zip(tensors, found[:4], strict=True):
+                all_of.extend(of_group)
+            members.extend(found[4])
+            counts.append(len(found[4]))
+            handle = found[5]
+            if isinstance(group["lr"], Tensor):
+                rates.append(group["lr"])
+        if members:
+            with torch.no_grad():
+                take_step(handle[0], *tensors, rates, members, counts)
+
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[Tensor],
+        steps: list[Tensor],
+        members: list[int],
+        handle: list[int],
+    ) -> None:
+        """Fill the lists with a group's layers; Dynamo runs it while it traces a step."""
+        gathered = _Gathered(self)
+        gathered.keep_new_states(self, None)
+        handle.append(handle_of(self))
+        [number] = [i for i, own in enumerate(self.param_groups) if own is group]
+        places = {id(param): place for place, param in enumerate(group["params"])}
+        for layer in gathered.groups[number]["params"]:
+            params.append(gathered.params[layer])
+            grads.append(gathered.grads[layer])
+            states.extend(x[layer] for x in gathered.states.values() if x[layer] is not None)
+            if gathered.steps[layer] is not None:
+                steps.append(gathered.steps[layer])
+            members.append(places[id(gathered.params[layer])])
+
+    def take_traced(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[Tensor],
+        steps: list[Tensor],
+        rates: list[Tensor],
+        members: list[int],
+        counts: list[int],
+    ) -> None:
+        """See `date_optim.compiled.take_step`."""
+        layers = _Layers(self)
+        own: list[Tensor] = []
+        left_states, left_steps, left_rates = iter(states), iter(steps), iter(rates)
+        for number, (group, count) in enumerate(zip(self.param_groups, counts, strict=True)):
+            _check(self, group, number)
+            lr = next(left_rates) if isinstance(group["lr"], Tensor) else group["lr"]
+            first = len(own)
+            places = members[first : first + count]
+            own += [group["params"][place] for place in places]
+            exclude = tuple(group["exclude"][place] for place in places)
+            indices = tuple(range(first, len(own)))
+            layers.groups.append({**group, "lr": lr, "params": indices, "exclude": exclude})
+            keys = RULES[self.rule].used(group)
+            counted = needs_step(RULES[self.rule], group)
+            for param in params[first : len(own)]:
+                has = {*keys, *((MASTER,) if has_master(group, param) else ())}
+                for key, column in layers.states.items():
+                    column.append(next(left_states) if key in has else None)
+                layers.steps.append(next(left_steps) if counted else None)
+        layers.params, layers.grads = params, grads
+        self._take(layers, own)
+
+    def _check_capture(self, param: Tensor) -> None:
         """Refuse a capture that torch.optim would refuse, too: it asks for ``capturable=True``."""
-        if not gathered.params or not gathered.params[0].is_cuda:
+        if not param.is_cuda:
             return
         capturable = all(group["capturable"] for group in self.param_groups)
         if not capturable and torch.cuda.is_current_stream_capturing():
@@ -420,21 +502,30 @@ class LayerwiseOptimizer(Optimizer):
         }
 
 
-class _Gathered:
-    """The layers that have a gradient, as the sequences that the kernels take.
+class _Layers:
+    """The layers of a step, as the sequences that the kernels take; none yet."""
+
+    def __init__(self, optimizer: LayerwiseOptimizer) -> None:
+        self.params: list[Tensor] = []
+        self.grads: list[Tensor] = []
+        self.states: dict[str, list[Tensor | None]] = {
+            key: [] for key in RULES[optimizer.rule].states
+        }
+        if any(group["master_weights"] for group in optimizer.param_groups):
+            self.states[MASTER] = []
+        self.steps: list[Tensor | None] = []
+        self.groups: list[dict[str, Any]] = []
+
+
+class _Gathered(_Layers):
+    """The layers that have a gradient.
 
     It is kept from step to step as long as `refresh` finds the same layers.
     """
 
     def __init__(self, optimizer: LayerwiseOptimizer) -> None:
+        super().__init__(optimizer)
         rule = RULES[optimizer.rule]
-        self.params: list[Tensor] = []
-        self.grads: list[Tensor] = []
-        self.states: dict[str, list[Tensor | None]] = {key: [] for key in rule.states}
-        if any(group["master_weights"] for group in optimizer.param_groups):
-            self.states[MASTER] = []
-        self.steps: list[Tensor | None] = []
-        self.groups: list[dict[str, Any]] = []
         self.new: list[tuple[int, str, Tensor]] = []  # states that exist once the step has happened
         self.stale: list[int] = []  # layers with master weights that the step will not keep up
         names = cache(optimizer._names)
@@ -529,15 +620,16 @@ class _Gathered:
         self.new.append((len(self.params), "step", step))
         return step
 
-    def keep_new_states(self, optimizer: LayerwiseOptimizer, telemetry: Telemetry) -> None:
+    def keep_new_states(self, optimizer: LayerwiseOptimizer, telemetry: Telemetry | None) -> None:
         """Hand new states over, and drop those left behind.
 
-        Not before the step, which may raise or skip a layer. Whether a device has skipped one is
-        not asked, since that would wait for it: a new state still stands at its start then.
+        Not before the step, which may raise or skip a layer, but where the step is only traced.
+        Whether a device has skipped one is not asked, since that would wait for it: a new state
+        still stands at its start then.
         """
 
         def taken(layer: int) -> bool:
-            return not (telemetry.is_known and telemetry.skipped[layer])
+            return telemetry is None or not (telemetry.is_known and telemetry.skipped[layer])
 
         for layer, key, tensor in self.new:
             if taken(layer):
