@@ -19,6 +19,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
         "date_kernels.dispatch",
         "date_optim.optimizers",
         "date_optim.recipe",
+        "date_optim.telemetry",
         "date_optim.trust_ratio",
     ],
 )

@@ -1,9 +1,9 @@
 """Drop-in torch optimizers with a bounded layer-wise trust ratio, and recipes for large batches."""
 
-from .optimizer import LayerTelemetry
 from .optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, Lion, RMSprop
 from .presets import DATE, LAMB, LARS
 from .recipe import Recipe
+from .telemetry import LayerTelemetry, TelemetryLogger, scalars, summarize, write_tensorboard
 from .trust_ratio import TrustRatio
 
 __all__ = [
@@ -19,5 +19,9 @@ __all__ = [
     "Lion",
     "RMSprop",
     "Recipe",
+    "TelemetryLogger",
     "TrustRatio",
+    "scalars",
+    "summarize",
+    "write_tensorboard",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from itertools import repeat
 from operator import is_
@@ -32,6 +31,7 @@ from date_kernels import (
 from date_kernels.rules import Rule, check_common, check_group, needs_step
 
 from .compiled import handle_of, take_step
+from .telemetry import LayerTelemetry
 from .trust_ratio import TrustRatio, group_options
 
 Exclude: TypeAlias = str | Callable[[str | None, Tensor], bool] | None
@@ -69,35 +69,6 @@ _PREDICATE = "predicate"
 
 class ConflictError(ValueError, RuntimeError):
     """Two arguments that exclude each other; torch raises RuntimeError for some of these."""
-
-
-@dataclass(frozen=True)
-class LayerTelemetry:
-    """What the last step found out about one layer.
-
-    Attributes
-    ----------
-    weight_norm : float
-        ``||w||`` before the step; NaN for a layer without trust, whose norms are not taken.
-    measured_norm : float
-        ``||g||``, ``||g + decay*w||`` with ``weight_decay="combined"``, or ``||u||`` with
-        ``of="update"``; NaN as above.
-    raw_ratio : float
-        The trust ratio before its bounds; NaN as above.
-    ratio : float
-        The ratio applied; 1 for a layer without trust.
-    clamp : int
-        -1 where the lower bound was hit, 1 for the upper, 0 for neither.
-    skipped : bool
-        Whether the layer was left as it was, since its norm or a gradient was not finite.
-    """
-
-    weight_norm: float
-    measured_norm: float
-    raw_ratio: float
-    ratio: float
-    clamp: int
-    skipped: bool
 
 
 class LayerwiseOptimizer(Optimizer):

@@ -1,0 +1,195 @@
+"""What a step found out about its layers, and how trackers take it.
+
+The kernels compute these numbers anyway. Reading them waits for the device and copies once; a step
+whose numbers nobody reads waits for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from .optimizer import LayerwiseOptimizer
+
+
+@dataclass(frozen=True)
+class LayerTelemetry:
+    """What the last step found out about one layer.
+
+    Attributes
+    ----------
+    weight_norm : float
+        ``||w||`` before the step; NaN for a layer without trust, whose norms are not taken.
+    measured_norm : float
+        ``||g||``, ``||g + decay*w||`` with ``weight_decay="combined"``, or ``||u||`` with
+        ``of="update"``; NaN as above.
+    raw_ratio : float
+        The trust ratio before its bounds; NaN as above.
+    ratio : float
+        The ratio applied; 1 for a layer without trust.
+    clamp : int
+        -1 where the lower bound was hit, 1 for the upper, 0 for neither.
+    skipped : bool
+        Whether the layer was left as it was, since its norm or a gradient was not finite.
+    """
+
+    weight_norm: float
+    measured_norm: float
+    raw_ratio: float
+    ratio: float
+    clamp: int
+    skipped: bool
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the layer has a trust ratio of its own, and one that is a number."""
+        return not (self.skipped or math.isnan(self.raw_ratio))
+
+
+Layers = Mapping[str, LayerTelemetry]
+"""By a layer's name, as `LayerwiseOptimizer.read_telemetry` returns it."""
+
+
+def summarize(layers: Layers) -> dict[str, float]:
+    """The ratios of all layers in a few numbers.
+
+    Parameters
+    ----------
+    layers : mapping of str to LayerTelemetry
+
+    Returns
+    -------
+    dict of str to float
+        ``ratio_min``, ``ratio_median`` and ``ratio_max`` over the layers that have a ratio of their
+        own, ``at_lower`` and ``at_upper``, the shares of those that hit a bound; ``nonfinite`` and
+        ``skipped``, how many layers had a norm that was not finite, and how many were left as they
+        were. Without a layer that has a ratio it is these two.
+    """
+    measured = [layer for layer in layers.values() if layer.is_measured]
+    counts = {
+        "nonfinite": float(sum(math.isnan(layer.ratio) for layer in layers.values())),
+        "skipped": float(sum(layer.skipped for layer in layers.values())),
+    }
+    if not measured:
+        return counts
+    ratios = [layer.ratio for layer in measured]
+    return {
+        "ratio_min": min(ratios),
+        "ratio_median": median(ratios),
+        "ratio_max": max(ratios),
+        "at_lower": sum(layer.clamp < 0 for layer in measured) / len(measured),
+        "at_upper": sum(layer.clamp > 0 for layer in measured) / len(measured),
+        **counts,
+    }
+
+
+def scalars(layers: Layers, prefix: str = "trust/") -> dict[str, float]:
+    """The summary and each layer's numbers in one flat dict, as ``wandb.log`` takes it.
+
+    Parameters
+    ----------
+    layers : mapping of str to LayerTelemetry
+    prefix : str
+        Before every key.
+
+    Returns
+    -------
+    dict of str to float
+        `summarize`'s keys, and for each layer with a ratio of its own ``ratio/<name>``,
+        ``raw_ratio/<name>``, ``weight_norm/<name>`` and ``measured_norm/<name>``.
+    """
+    found = summarize(layers)
+    for name, layer in layers.items():
+        if layer.is_measured:
+            for key in ("ratio", "raw_ratio", "weight_norm", "measured_norm"):
+                found[f"{key}/{name}"] = getattr(layer, key)
+    return {prefix + key: value for key, value in found.items()}
+
+
+class Writer(Protocol):
+    """What is used of ``torch.utils.tensorboard.SummaryWriter``."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
+        """Write one number."""
+
+    def add_histogram(self, tag: str, values: Any, global_step: int) -> Any:
+        """Write how numbers are spread."""
+
+
+def write_tensorboard(writer: Writer, layers: Layers, step: int, prefix: str = "trust/") -> None:
+    """Write `scalars`, and a histogram of the ratios, to TensorBoard.
+
+    Parameters
+    ----------
+    writer : Writer
+        A ``torch.utils.tensorboard.SummaryWriter``.
+    layers : mapping of str to LayerTelemetry
+    step : int
+        The step that they are of.
+    prefix : str
+        Before every tag.
+    """
+    for tag, value in scalars(layers, prefix).items():
+        writer.add_scalar(tag, value, step)
+    ratios = [layer.ratio for layer in layers.values() if layer.is_measured]
+    if ratios:
+        writer.add_histogram(f"{prefix}ratio", ratios, step)
+
+
+class TelemetryLogger:
+    """A step hook that reads the telemetry every so many steps.
+
+    Parameters
+    ----------
+    write : callable
+        ``write(layers, step)``, with what `LayerwiseOptimizer.read_telemetry` returns and the
+        number of the step, from 1.
+    every : int
+        Steps from one reading to the next; the first step is read, too. A reading waits for a GPU.
+
+    Raises
+    ------
+    ValueError
+        Where `every` is not at least 1.
+
+    Notes
+    -----
+    A step that changed nothing at all, after an infinite gradient say, is not written and does not
+    count. Of one that a GradScaler left to the optimizer (``fused=True``) that is known only where
+    it is read.
+
+    Examples
+    --------
+    >>> import torch, date_optim
+    >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    >>> opt = date_optim.SGD([("w", w)], lr=0.1, trust=date_optim.TrustRatio())
+    >>> log = lambda layers, step: print(step, layers["w"].raw_ratio)
+    >>> hook = opt.register_step_post_hook(date_optim.TelemetryLogger(log, every=2))
+    >>> for _ in range(3):
+    ...     w.grad = w.detach().clone()
+    ...     opt.step()
+    1 1.0
+    3 1.0
+    """
+
+    def __init__(self, write: Callable[[Layers, int], object], every: int = 1) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, not {every}")
+        self.write = write
+        self.every = every
+        self.steps = 0
+
+    def __call__(self, optimizer: LayerwiseOptimizer, args: Any, kwargs: Any) -> None:
+        """See ``torch.optim.Optimizer.register_step_post_hook``."""
+        self.steps += 1
+        if (self.steps - 1) % self.every:
+            return
+        layers = optimizer.read_telemetry()
+        if all(layer.skipped for layer in layers.values()):
+            self.steps -= 1
+            return
+        self.write(layers, self.steps)

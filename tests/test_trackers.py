@@ -1,0 +1,150 @@
+"""Telemetry on its way to trackers."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from date_optim import (
+    SGD,
+    LayerTelemetry,
+    TelemetryLogger,
+    TrustRatio,
+    scalars,
+    summarize,
+    write_tensorboard,
+)
+
+NAN = math.nan
+LAYERS = {
+    "low": LayerTelemetry(1.0, 8.0, 0.125, 0.25, -1, skipped=False),
+    "free": LayerTelemetry(2.0, 4.0, 0.5, 0.5, 0, skipped=False),
+    "high": LayerTelemetry(6.0, 2.0, 3.0, 2.0, 1, skipped=False),
+    "high2": LayerTelemetry(6.0, 1.0, 6.0, 2.0, 1, skipped=False),
+    "excluded": LayerTelemetry(NAN, NAN, NAN, 1.0, 0, skipped=False),
+    "broken": LayerTelemetry(math.inf, 1.0, NAN, NAN, 0, skipped=False),
+    "left": LayerTelemetry(1.0, math.inf, NAN, NAN, 0, skipped=True),
+}
+SUMMARY = {
+    "ratio_min": 0.25,
+    "ratio_median": 1.25,
+    "ratio_max": 2.0,
+    "at_lower": 0.25,
+    "at_upper": 0.5,
+    "nonfinite": 2.0,
+    "skipped": 1.0,
+}
+
+
+def test_a_summary_is_of_layers_with_a_ratio_of_their_own() -> None:
+    assert summarize(LAYERS) == SUMMARY
+    assert summarize({"excluded": LAYERS["excluded"]}) == {"nonfinite": 0.0, "skipped": 0.0}
+    assert summarize({}) == {"nonfinite": 0.0, "skipped": 0.0}
+
+
+def test_scalars_are_a_flat_dict_of_numbers() -> None:
+    found = scalars(LAYERS, prefix="a/")
+    assert found["a/ratio/high"] == 2.0
+    assert found["a/raw_ratio/high"] == 3.0
+    assert found["a/weight_norm/low"] == 1.0
+    assert found["a/measured_norm/low"] == 8.0
+    assert {key: found[f"a/{key}"] for key in SUMMARY} == SUMMARY
+    assert len(found) == len(SUMMARY) + 4 * 4
+    assert "NaN" not in json.dumps(found)
+
+
+class Writer:
+    def __init__(self) -> None:
+        self.scalars: dict[str, tuple[float, int]] = {}
+        self.histograms: dict[str, tuple[Any, int]] = {}
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        self.scalars[tag] = (scalar_value, global_step)
+
+    def add_histogram(self, tag: str, values: Any, global_step: int) -> None:
+        self.histograms[tag] = (values, global_step)
+
+
+def test_tensorboard_gets_the_scalars_and_how_ratios_are_spread() -> None:
+    writer = Writer()
+    write_tensorboard(writer, LAYERS, step=7)
+    assert writer.scalars == {key: (value, 7) for key, value in scalars(LAYERS).items()}
+    assert writer.histograms == {"trust/ratio": ([0.25, 0.5, 2.0, 2.0], 7)}
+    write_tensorboard(writer, {"excluded": LAYERS["excluded"]}, step=8)
+    assert writer.histograms["trust/ratio"][1] == 7
+
+
+def test_a_real_writer_takes_it(tmp_path: Any) -> None:
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    with tensorboard.SummaryWriter(tmp_path) as writer:
+        write_tensorboard(writer, LAYERS, step=1)
+    assert any(tmp_path.iterdir())
+
+
+def logged(optimizer: Any, every: int) -> list[tuple[int, set[str]]]:
+    rows: list[tuple[int, set[str]]] = []
+    logger = TelemetryLogger(lambda layers, step: rows.append((step, set(layers))), every)
+    optimizer.register_step_post_hook(logger)
+    return rows
+
+
+def an_optimizer(**options: Any) -> tuple[Parameter, SGD]:
+    param = Parameter(torch.tensor([3.0, 4.0]))
+    return param, SGD([("w", param)], lr=0.1, trust=TrustRatio(upper=1.0), **options)
+
+
+def test_a_logger_writes_every_so_many_steps() -> None:
+    param, optimizer = an_optimizer()
+    rows = logged(optimizer, every=3)
+    for _ in range(7):
+        param.grad = torch.ones(2)
+        optimizer.step()
+    assert rows == [(1, {"w"}), (4, {"w"}), (7, {"w"})]
+
+
+@pytest.mark.parametrize("fused", [True, None])
+def test_a_step_that_a_scaler_skips_leaves_no_row(fused: bool | None) -> None:
+    param, optimizer = an_optimizer(fused=fused)
+    rows = logged(optimizer, every=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for grad in (math.inf, 1.0, math.nan, 1.0):
+        scaler.scale(torch.ones(()))
+        param.grad = torch.full((2,), grad)
+        scaler.step(optimizer)
+        scaler.update()
+    assert rows == [(1, {"w"}), (2, {"w"})]
+
+
+def test_a_step_without_gradients_leaves_no_row() -> None:
+    _, optimizer = an_optimizer()
+    rows = logged(optimizer, every=1)
+    optimizer.step()
+    assert rows == []
+
+
+@pytest.mark.parametrize("every", [0, -1])
+def test_every_is_at_least_1(every: int) -> None:
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        TelemetryLogger(print, every)
+
+
+def test_a_logger_reads_only_the_steps_that_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    param, optimizer = an_optimizer()
+    reads = []
+    read = SGD.read_telemetry
+
+    def counted(self: SGD) -> dict[str, LayerTelemetry]:
+        reads.append(1)
+        return read(self)
+
+    monkeypatch.setattr(SGD, "read_telemetry", counted)
+    logged(optimizer, every=5)
+    for _ in range(10):
+        param.grad = torch.ones(2)
+        optimizer.step()
+    assert len(reads) == 2
