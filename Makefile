@@ -6,12 +6,13 @@ DEMO_ARGS ?=
 CUDA_ARCHITECTURES ?= 90
 
 bin := .venv/bin
+integrations := .venv/integrations
 build := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 native_code = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu' -o -name '*.cuh')
 sources := date_kernels python tests examples bench
 
 .NOTPARALLEL:
-.PHONY: demo demo-tune test mutants lint format clean
+.PHONY: demo demo-tune test test-integrations mutants lint format clean
 
 demo: .venv/demo
 	$(bin)/python examples/demo/run.py $(DEMO_ARGS)
@@ -21,6 +22,10 @@ demo-tune: .venv/demo
 
 test: lint
 	$(bin)/pytest
+
+# Beside trainers, trackers and other packages' optimizers.
+test-integrations: $(integrations)/done
+	$(integrations)/bin/python $(bin)/pytest tests/integrations tests/peers tests/test_trackers.py
 
 # Breaks one promise at a time and fails unless the test named for it fails.
 mutants: .venv/test
@@ -54,6 +59,16 @@ export DATE_KERNELS_NATIVE := ON
 .venv/test: .venv/torch $(build)
 	$(bin)/pip install --quiet --editable ".[demo,test]" -C cmake.define.DATE_KERNELS_WERROR=ON \
 	  -C cmake.define.DATE_KERNELS_CUDA=AUTO -C cmake.define.CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)
+	touch $@
+
+# On top of .venv, which stays as it is: its torch and its build serve here, too.
+$(integrations)/done: .venv/test tests/integrations/requirements.txt tests/peers/requirements.txt
+	$(bin)/python -m venv $(integrations)
+	$(bin)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+	  > "$$($(integrations)/bin/python -c 'import site; print(site.getsitepackages()[0])')/below.pth"
+	$(integrations)/bin/python -m pip install --quiet -r tests/integrations/requirements.txt \
+	  "torch==$$($(bin)/python -c 'import torch; print(torch.__version__)')"
+	$(integrations)/bin/python -m pip install --quiet --no-deps -r tests/peers/requirements.txt
 	touch $@
 
 clean:

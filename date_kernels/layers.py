@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .options import Group
-from .rules import Rule, needs_step
+from .rules import RULES, Rule, needs_step
 
 States: TypeAlias = Mapping[str, Sequence[Tensor | None]]
 """By torch's key, a tensor for each layer that uses it."""
@@ -315,19 +315,22 @@ def check_saved_state(
     param : Tensor
     saved : mapping
         By key; None counts as missing, and a parameter that took no step has nothing. States that
-        the rule has and the options do not use are welcome.
+        the rule has and the options do not use are welcome, and so is what no rule knows: a wrapper
+        of the optimizer keeps it there, as Lookahead does its slow weights.
     of_torch : bool
         Whether torch's twin saved it: what only the options here need is not in it.
 
     Raises
     ------
     ValueError
-        It names the keys that are missing or unknown, or the state of another shape or kind.
+        It names the keys that are missing or another rule's, or the state of another shape or kind.
     """
-    saved = {key: value for key, value in saved.items() if value is not None}
-    if not saved:
+    own = {*rule.states, MASTER, "step"}
+    every = {key for each in RULES.values() for key in each.states}
+    extra = {key for key, value in saved.items() if value is not None} & every - own
+    saved = {key: value for key, value in saved.items() if value is not None and key in own}
+    if not saved and not extra:
         return  # it has not taken a step
-    extra = saved.keys() - {*rule.states, MASTER, "step"}
     if extra:
         raise ValueError(
             f"it holds {', '.join(map(repr, sorted(extra)))}, which rule {rule.name!r} does not "

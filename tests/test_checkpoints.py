@@ -502,7 +502,11 @@ BAD: dict[str, tuple[str, Spoil, str]] = {
     ),
     "None": ("Adam", put("exp_avg", None), "0.0 .* lacks 'exp_avg'"),
     "no step": ("Adam", put("step", None), "0.0 .* lacks 'step'"),
-    "unknown": ("Adam", put("ema", torch.ones(5, 4)), "holds 'ema', which rule 'adam' does not"),
+    "another rule's": (
+        "Adam",
+        put("square_avg", torch.ones(5, 4)),
+        "holds 'square_avg', which rule 'adam' does not have",
+    ),
     "shape": ("Adam", put("exp_avg", torch.ones(4, 5)), r"has shape \(4, 5\), .* has \(5, 4\)"),
     "integers": (
         "Adam",
@@ -620,6 +624,20 @@ def test_decay_in_the_update_stays_where_torchs_is_decoupled() -> None:
     twin.step()
     optimizer.load_state_dict(twin.state_dict())
     assert [group["weight_decay_in"] for group in optimizer.param_groups] == ["update"] * 2
+
+
+def test_what_a_wrapper_keeps_beside_the_states_comes_back() -> None:
+    """As timm's Lookahead keeps its slow weights: of any kind, and none of our business."""
+    (optimizer, params), (other, others) = make("AdamW"), make("AdamW")
+    take_steps(optimizer, params, 1)
+    kept: dict[str, Any] = {"slow": torch.full((5, 4), 2.0), "count": torch.tensor(3), "note": 0.5}
+    optimizer.state[params[0]].update(kept)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    found = other.state[others[0]]
+    assert_same_bits([found["slow"]], [kept["slow"]])
+    assert found["note"] == 0.5
+    take_steps(other, others, 2)
+    assert_same_bits([found["slow"]], [kept["slow"]])
 
 
 def test_states_that_the_options_do_not_use_are_welcome() -> None:

@@ -29,6 +29,30 @@ def test_examples_run(name: str) -> None:
     assert results.failed == 0
 
 
+# torch's own modules, as torch.compile imports them.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_the_page_on_torch_runs() -> None:
+    """Block after block, and then steps by what they leave."""
+    page = (ROOT / "docs/torch.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    batches = 2 * [(torch.randn(8, 20), torch.arange(8) % 3)]
+    rows: list[int] = []
+    names = {"batches": batches, "log": lambda numbers, step: rows.append(step)}
+    for block in blocks:
+        exec(block, names)
+    model, opt, step = names["model"], names["opt"], names["step"]
+    before = [param.clone() for param in model.parameters()]
+    loss = torch.nn.functional.cross_entropy(model(batches[0][0]), batches[0][1])
+    loss.backward()  # steps of the hooks
+    for param, old in zip(model.parameters(), before, strict=True):
+        assert param.grad is None
+        assert not torch.equal(param, old)
+        param.grad = torch.ones_like(param)
+    opt.step()
+    assert rows == [1]
+    assert callable(step)
+
+
 def test_the_readmes_example_runs() -> None:
     example = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert example is not None

@@ -112,6 +112,8 @@ class LayerwiseOptimizer(Optimizer):
         check_group(RULES[self.rule], RULES[self.rule].complete(group))
 
     def _check_flags(self, group: dict[str, Any], params: Sequence[Tensor] = ()) -> None:
+        if group["fused"] and group["differentiable"]:
+            raise RuntimeError("`fused` does not support `differentiable`; leave one at False")
         if group["differentiable"]:
             raise RuntimeError(
                 f"{type(self).__name__} does not support `differentiable`; leave it at False"
@@ -260,10 +262,11 @@ class LayerwiseOptimizer(Optimizer):
 
     def _keep_dtypes(self, states: dict[int, Any], groups: list[dict[str, Any]]) -> None:
         """Undo torch's cast of states to a 16-bit parameter's dtype: nothing is lost on the way."""
+        known = {*RULES[self.rule].states, MASTER, "step"}  # others are a wrapper's
         for own, group in zip(self.param_groups, groups, strict=True):
             for param, index in zip(own["params"], group["params"], strict=True):
                 for key, value in (states.get(index) or {}).items():
-                    if isinstance(value, Tensor):
+                    if isinstance(value, Tensor) and key in known:
                         dtype = torch.float32 if key == "step" else state_dtype(param)
                         self.state[param][key] = value.to(param.device, dtype)
 
@@ -560,6 +563,12 @@ class _Gathered(_Layers):
             grad = param.grad
             if grad is None:
                 continue
+            if group["fused"] and (param.is_meta or not param.is_floating_point()):
+                raise RuntimeError(  # torch's words
+                    "`fused=True` requires all the params to be floating point Tensors on a "
+                    f"device, but {names()[id(param)]} is {param.dtype} on {param.device}; move it "
+                    "first, as .to_empty(device=...) does"
+                )
             saved = saved_of(param) or {}
             for key, column, start in columns:
                 state = saved.get(key)

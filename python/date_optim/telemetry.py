@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+
 if TYPE_CHECKING:
     from .optimizer import LayerwiseOptimizer
 
@@ -116,7 +118,7 @@ class Writer(Protocol):
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
         """Write one number."""
 
-    def add_histogram(self, tag: str, values: Any, global_step: int) -> Any:
+    def add_histogram(self, tag: str, values: torch.Tensor, global_step: int) -> Any:
         """Write how numbers are spread."""
 
 
@@ -137,7 +139,7 @@ def write_tensorboard(writer: Writer, layers: Layers, step: int, prefix: str = "
         writer.add_scalar(tag, value, step)
     ratios = [layer.ratio for layer in layers.values() if layer.is_measured]
     if ratios:
-        writer.add_histogram(f"{prefix}ratio", ratios, step)
+        writer.add_histogram(f"{prefix}ratio", torch.tensor(ratios), step)
 
 
 class TelemetryLogger:
