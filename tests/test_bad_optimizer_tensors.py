@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from date_kernels import MASTER
-from date_optim import LAMB, SGD, RMSprop, TrustRatio
+from date_optim import LAMB, LARS, SGD, RMSprop, TrustRatio
 
 OTHER = {torch.float32: torch.float64, torch.float64: torch.float32}
 
@@ -206,3 +209,53 @@ def test_a_sparse_parameter_is_named() -> None:
     with pytest.raises(RuntimeError, match=r"^embedding is sparse"):
         optimizer.step()
     assert not optimizer.state
+
+
+FLATTENED = """
+import torch, torch.distributed as dist
+from torch.distributed.fsdp import FullyShardedDataParallel
+from date_optim import LARS, SGD
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+model = FullyShardedDataParallel(
+    model, use_orig_params={original}, device_id=torch.device("cpu")
+)
+for cls in (LARS, SGD):
+    optimizer = cls(model.named_parameters(), lr=0.1)
+    model(torch.ones(2, 3)).sum().backward()
+    before = [param.detach().clone() for param in model.parameters()]
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        print(error)
+    print(all(map(torch.equal, before, model.parameters())))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("original", [False, True])
+def test_flat_parameters_have_no_layers(original: bool) -> None:
+    """Nor norms, so that only a step without a ratio is taken."""
+    done = subprocess.run(
+        [sys.executable, "-c", FLATTENED.format(original=original)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said, kept, moved = done.stdout.splitlines()
+    name = "0.weight" if original else "_flat_param"
+    assert re.search(rf"{name} is part of a flat parameter of .*fully_shard .*trust=None", said)
+    assert (kept, moved) == ("True", "False")
+
+
+def test_partitioned_parameters_have_no_layers() -> None:
+    param = torch.nn.Parameter(torch.ones(3))
+    param.ds_id = 0  # type: ignore[attr-defined]
+    param.grad = torch.ones(3)
+    with (
+        unchanged([param]),
+        pytest.raises(RuntimeError, match=r"^0\.0 is partitioned by DeepSpeed"),
+    ):
+        LARS([param], lr=0.1).step()
+    SGD([param], lr=0.1).step()

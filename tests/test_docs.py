@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,13 +38,13 @@ def test_the_page_on_torch_runs() -> None:
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     batches = 2 * [(torch.randn(8, 20), torch.arange(8) % 3)]
     rows: list[int] = []
-    names = {"batches": batches, "log": lambda numbers, step: rows.append(step)}
+    names: dict[str, Any] = {"batches": batches, "log": lambda numbers, step: rows.append(step)}
     for block in blocks:
         exec(block, names)
     model, opt, step = names["model"], names["opt"], names["step"]
     before = [param.clone() for param in model.parameters()]
     loss = torch.nn.functional.cross_entropy(model(batches[0][0]), batches[0][1])
-    loss.backward()  # steps of the hooks
+    torch.autograd.backward(loss)  # the hooks step
     for param, old in zip(model.parameters(), before, strict=True):
         assert param.grad is None
         assert not torch.equal(param, old)

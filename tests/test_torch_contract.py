@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, ReduceLROnPlateau
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch_runs import DTYPES, TWINS
 
 from date_optim import DATE, LAMB, LARS, SGD, Adadelta, Adagrad, Adam, AdamW, Recipe, RMSprop
@@ -361,6 +362,32 @@ def test_an_optimizer_for_each_parameter_in_the_backward_pass(cls: Any) -> None:
         whole.step()
         whole.zero_grad()
     assert_same_bits(list(twin.parameters()), list(module.parameters()))
+
+
+class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Lists torch's operators, each of which costs a launch or, read as a number, a wait."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@setups
+def test_a_step_asks_torch_for_nothing(name: str) -> None:
+    """No operator but the profiler's, no number read; telemetry is there all the same."""
+    optimizer, params = make(name)
+    take_steps(optimizer, params, 1)
+    give_gradients(params, 2)
+    with Operators() as operators:
+        optimizer.step()
+        assert len(optimizer.read_telemetry()) == len(params)
+    assert [name for name in operators.seen if not name.startswith("profiler.")] == []
 
 
 # --- schedulers -----------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from date_kernels.rules import Rule, check_common, check_group, needs_step
 from .compiled import handle_of, take_step
 from .telemetry import LayerTelemetry
 from .trust_ratio import TrustRatio, group_options
+from .whole import check_whole
 
 Exclude: TypeAlias = str | Callable[[str | None, Tensor], bool] | None
 """None, ``"1d"``, or a predicate of (name or None, parameter)."""
@@ -569,6 +570,8 @@ class _Gathered(_Layers):
                     f"device, but {names()[id(param)]} is {param.dtype} on {param.device}; move it "
                     "first, as .to_empty(device=...) does"
                 )
+            if group["trust"]:
+                check_whole(param, names()[id(param)])
             saved = saved_of(param) or {}
             for key, column, start in columns:
                 state = saved.get(key)
