@@ -34,7 +34,7 @@ std::unique_ptr<dk::Memory> make_memory(const py::object& exchange, const py::li
 }
 
 /// date_kernels.collect.collect.
-py::object collect(const py::list& members, const py::list& params, const py::dict& state,
+py::object collect(const py::list& members, const py::list& params, const py::object& state,
                    const py::list& states, const py::list& saved, const py::list& columns) {
   if (!dk::are_members(members.ptr(), params.ptr()) || !dk::are_values(state.ptr(), states.ptr()))
     return py::none();

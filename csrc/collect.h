@@ -1,5 +1,4 @@
-// Whether an optimizer still holds the layers of the step before, asked of its lists and dicts: what it costs
-// in Python is a quarter of a step's time on the host.
+// Whether an optimizer still holds the layers of the step before, asked of its lists and dicts.
 #pragma once
 #include <Python.h>
 
@@ -24,6 +23,7 @@ inline bool are_members(PyObject* groups, PyObject* params) {
 
 /// Whether a dict holds these objects in this order.
 inline bool are_values(PyObject* dict, PyObject* values) {
+  if (!PyDict_Check(dict)) return false;
   Py_ssize_t at = 0, place = 0;
   PyObject* value;
   for (; PyDict_Next(dict, &place, nullptr, &value); ++at) {
@@ -35,6 +35,7 @@ inline bool are_values(PyObject* dict, PyObject* values) {
 /// Bring a column of states up to what the layers' dicts hold under its key; others where one has come or
 /// gone.
 inline Found take_up(PyObject* saved, PyObject* key, PyObject* column) {
+  if (!PyList_Check(column) || PyList_GET_SIZE(column) != PyList_GET_SIZE(saved)) return Found::kOthers;
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(column); ++i) {
     PyObject* const of_layer = PyList_GET_ITEM(saved, i);
     if (!PyDict_Check(of_layer)) return Found::kOthers;
@@ -54,7 +55,8 @@ inline Found take_up(PyObject* saved, PyObject* key, PyObject* column) {
 /// The layers' gradients, into a list of as many empty places; others where one has none.
 inline Found take_gradients(PyObject* params, PyObject* grads) {
   static PyObject* const kName = PyUnicode_InternFromString("grad");
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i) {
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(grads); ++i) {
+    if (i >= PyList_GET_SIZE(params)) return Found::kOthers;  // a .grad of the user's own may do anything
     PyObject* const grad = PyObject_GetAttr(PyList_GET_ITEM(params, i), kName);
     if (grad == nullptr) return Found::kError;
     PyList_SetItem(grads, i, grad);

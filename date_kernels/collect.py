@@ -1,6 +1,6 @@
 """Whether an optimizer still holds the layers of the step before, asked at every step.
 
-The compiled module looks where it is there; in Python the same takes four times as long.
+The compiled module looks where it is there: in Python it takes several times as long.
 """
 
 from __future__ import annotations

@@ -25,13 +25,17 @@ def why_no_cuda(device: int = -1) -> str | None:
     if native.why_missing is not None:
         return native.why_missing
     kernels = native.module().GPU
+    if torch.version.hip is not None and kernels != "HIP":
+        return (
+            "torch is built for ROCm, but the compiled module has no kernels of that; backend "
+            "'triton' serves there"
+        )
     if not kernels:
         return (
             "the compiled module was built without a CUDA toolkit; put nvcc on the PATH and rebuild"
         )
-    torchs = "CUDA" if torch.version.hip is None else "HIP"
-    if kernels != torchs:
-        return f"its kernels were compiled for {kernels}, but torch is built for {torchs}"
+    if torch.version.hip is None and kernels == "HIP":
+        return "its kernels were compiled for ROCm, but torch is not"
     if not torch.cuda.is_available():
         return "torch sees no GPU: torch.cuda.is_available() is False"
     return native.module().cuda_why_not(device) or None

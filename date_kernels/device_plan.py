@@ -9,7 +9,7 @@ no copy reads what the next step writes.
 
 Note [Captured steps]. A CUDA graph replays its uploads with the words of the captured step. They
 have device memory of their own, so that steps outside the graph cannot change them, and the plan
-keeps both alive. A learning rate that changes between replays is a tensor on the device.
+keeps both alive. Words that a launch carries are written anew by every launch, replayed or not. A learning rate that changes between replays is a tensor on the device.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Built:
     clips: bool
     skips: bool
     rows: tuple[Options, NDArray[np.int64]] | None = None  # of these options
-    last: NDArray[np.int64] | None = None  # the words as they stand on the device
+    last: NDArray[np.int64] | None = None  # the words as they were uploaded
 
 
 class DevicePlan(Stepper):
@@ -326,8 +326,10 @@ class DevicePlan(Stepper):
         capturing = built.words.is_cuda and torch.cuda.is_current_stream_capturing()
         if words.size > self._most_in_launch():
             self._upload(built, words, capturing=capturing)
-        elif capturing:
-            self._captured.append((None, built.words, built))
+        else:
+            built.last = None
+            if capturing:
+                self._captured.append((None, built.words, built))
 
     def _upload(self, built: Built, words: NDArray[np.int64], *, capturing: bool) -> None:
         if capturing:

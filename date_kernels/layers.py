@@ -302,6 +302,13 @@ def new_state(param: Tensor, what: str, start: float | None) -> Tensor:
     return state
 
 
+_STATES_OF_TORCHS_OTHERS = {
+    *("mu_product", "exp_inf", "prev", "step_size", "ax", "eta", "mu"),
+    *("row_var", "col_var", "variance"),
+}
+"""Of torch.optim's rules that are not among ours: NAdam, Adamax, Rprop, ASGD, Adafactor."""
+
+
 def check_saved_state(
     rule: Rule, group: Group, param: Tensor, saved: Mapping[str, Any], *, of_torch: bool
 ) -> None:
@@ -325,12 +332,13 @@ def check_saved_state(
     ValueError
         It names the keys that are missing or another rule's, or the state of another shape or kind.
     """
-    own = {*rule.states, MASTER, "step"}
-    every = {key for each in RULES.values() for key in each.states}
-    extra = {key for key, value in saved.items() if value is not None} & every - own
-    saved = {key: value for key, value in saved.items() if value is not None and key in own}
-    if not saved and not extra:
+    saved = {key: value for key, value in saved.items() if value is not None}
+    if not saved:
         return  # it has not taken a step
+    own = {*rule.states, MASTER, "step"}
+    others = {key for each in RULES.values() for key in each.states} | _STATES_OF_TORCHS_OTHERS
+    extra = saved.keys() & others - own
+    saved = {key: value for key, value in saved.items() if key in own}
     if extra:
         raise ValueError(
             f"it holds {', '.join(map(repr, sorted(extra)))}, which rule {rule.name!r} does not "

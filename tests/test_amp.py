@@ -10,7 +10,6 @@ import pytest
 import torch
 from helpers import Options, assert_same_bits, unchanged
 from setups import CLASSES, give_gradients, make, setups
-from test_layering import ALLOWED
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -110,7 +109,7 @@ def test_a_step_with_an_infinite_gradient_changes_nothing(
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_gradients_are_left_as_torchs_fused_optimizers_leave_them(
     name: str, dtype: torch.dtype
 ) -> None:
@@ -149,7 +148,6 @@ def test_all_groups_must_ask_for_it(cls: Any) -> None:
         optimizer.param_groups[1]["fused"] = other
         assert not optimizer._step_supports_amp_scaling
     assert not cls([Parameter(torch.ones(2))], lr=0.1)._step_supports_amp_scaling
-    assert "_step_supports_amp_scaling" in ALLOWED
 
 
 def test_a_step_that_is_refused_leaves_scaled_gradients() -> None:
@@ -160,6 +158,36 @@ def test_a_step_that_is_refused_leaves_scaled_gradients() -> None:
     optimizer.param_groups[0]["lr"] = -1.0
     with unchanged([*params, *grads_of(params)]), pytest.raises(ValueError, match="learning rate"):
         scaler.step(optimizer)
+
+
+@pytest.mark.parametrize("after_unscale", [False, True])
+def test_a_scale_that_the_user_has_set_is_taken_up(after_unscale: bool) -> None:
+    """GradScaler multiplies it by its own, or hands it on as it is after unscale_."""
+    (scaled, params), (plain, others) = make("momentum"), make("momentum")
+    fuse(scaled, True)
+    scaler = scaler_of()
+    unscaled = give_scaled(params, 1, 2.0 * SCALE)
+    if after_unscale:
+        scaler.unscale_(scaled)
+    handed: Any = scaled
+    handed.grad_scale = 2.0
+    scaler.step(scaled)
+    give_gradients(others, 1)
+    plain.step()
+    assert_same_bits(params, others)
+    assert_same_bits(grads_of(params), unscaled)
+
+
+def test_gradients_that_cannot_be_written_are_refused_first() -> None:
+    optimizer, params = make("momentum")
+    fuse(optimizer, True)
+    give_gradients(params, 1)
+    handed: Any = optimizer
+    handed.grad_scale = torch.tensor(8.0)
+    for grad in (torch.ones(()).expand(5, 4), torch.inference_mode()(torch.ones)(5, 4)):
+        params[0].grad = grad
+        with unchanged(params), pytest.raises(RuntimeError, match="cannot be unscaled"):
+            optimizer.step()
 
 
 def test_norms_are_of_unscaled_gradients() -> None:

@@ -502,6 +502,12 @@ BAD: dict[str, tuple[str, Spoil, str]] = {
     ),
     "None": ("Adam", put("exp_avg", None), "0.0 .* lacks 'exp_avg'"),
     "no step": ("Adam", put("step", None), "0.0 .* lacks 'step'"),
+    "NAdam's": ("Adam", put("mu_product", torch.ones(())), "holds 'mu_product', which rule 'adam'"),
+    "strangers alone": (
+        "Adam",
+        lambda s: s["state"].update({0: {"m": torch.ones(5, 4)}}),
+        "0.0 .* lacks 'exp_avg'",
+    ),
     "another rule's": (
         "Adam",
         put("square_avg", torch.ones(5, 4)),

@@ -15,8 +15,9 @@ from setups import give_gradients, make, setups
 from torch import Tensor
 from torch.nn import Parameter
 
-from date_optim import LAMB, LARS, SGD, TrustRatio
-from date_optim.compiled import handle_of, take_step
+from date_kernels import RULES
+from date_optim import LAMB, LARS, SGD, AdamW, RMSprop, TelemetryLogger, TrustRatio
+from date_optim.compiled import handle_of, kind_of, take_step
 
 # torch's own modules, as they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
@@ -77,6 +78,61 @@ def test_layers_without_a_gradient_do_not_shift_what_is_excluded() -> None:
     assert_same_bits(*runs)
 
 
+CHANGES: dict[str, tuple[Any, dict[str, Any], str, list[Any]]] = {
+    "momentum-goes": (RMSprop, {"momentum": 0.9}, "momentum", [0.9, 0.8, 0.7, 0.0, 0.0]),
+    "momentum-comes-back": (SGD, {"momentum": 0.9}, "momentum", [0.9, 0.0, 0.5, 0.25]),
+    "dampening": (SGD, {"momentum": 0.9}, "dampening", [0.0, 0.25, 0.5, 0.0]),
+    "decay": (AdamW, {}, "weight_decay", [0.0, 0.1, 0.2, 0.3]),
+    "betas": (LAMB, {}, "betas", [(0.9, 0.99), (0.8, 0.9), (0.5, 0.6)]),
+    "bounds": (LARS, {"upper": 1.0}, "trust_upper", [1.0, 0.5, 0.25, 0.125]),
+    "trust": (SGD, {"momentum": 0.9}, "trust", [False, True, False]),
+    "moving": (SGD, {"trust": TrustRatio()}, "trust_bounds", ["constant", "constant"]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_options_that_change_between_steps_are_followed(change: str) -> None:
+    """Also those that decide which states there are."""
+    cls, options, key, values = CHANGES[change]
+    runs = [[Parameter(torch.ones(n)) for n in (3, 4, 5)] for _ in range(2)]
+    one, other = (cls(of, lr=0.1, **options) for of in runs)
+    step = torch.compile(one.step, backend="eager", fullgraph=True)
+    for seed, value in enumerate(values):
+        for optimizer, of in zip((one, other), runs, strict=True):
+            optimizer.param_groups[0][key] = value
+            for n, param in enumerate(of):
+                param.grad = torch.full_like(param, 0.5 + seed + n)
+        step()  # type: ignore[no-untyped-call]
+        other.step()
+        assert_same_bits(*runs)
+
+
+def test_a_compiled_step_without_gradients_leaves_no_telemetry() -> None:
+    optimizer, params = make("LARS")
+    step = torch.compile(optimizer.step, backend="eager")
+    give_gradients(params, 1)
+    step()
+    assert optimizer.read_telemetry()
+    optimizer.zero_grad()
+    step()
+    assert not optimizer.read_telemetry()
+
+
+def test_a_logger_is_called_after_a_compiled_step() -> None:
+    rows: list[int] = []
+    logger = TelemetryLogger(lambda layers, step: rows.append(step), every=2)
+    optimizer, params = make("LARS")
+    step = torch.compile(optimizer.step, backend="eager")
+    for seed in range(3):
+        give_gradients(params, seed)
+        step()
+        logger(optimizer)
+    assert rows == [1, 3]
+    optimizer.register_step_post_hook(logger)
+    with pytest.raises(Exception, match="call a TelemetryLogger"):
+        torch.compile(optimizer.step, backend="eager", fullgraph=True)()
+
+
 @pytest.mark.parametrize("name", ["momentum", "LAMB"])
 def test_inductor_takes_it(name: str) -> None:
     assert_as_eager(name, lambda opt: torch.compile(opt.step, fullgraph=True))
@@ -92,9 +148,14 @@ def test_the_operator_keeps_what_operators_promise() -> None:
     optimizer._init_group(optimizer.param_groups[0], *found)
     own, grads, states, steps, members, handle = found
     plain = [param.detach() for param in own]
-    torch.library.opcheck(
-        take_step, (handle[0], plain, grads, states, steps, [], members, [len(members)])
-    )
+    kind = kind_of(RULES["adam"], optimizer.param_groups)
+    counts = [len(members)]
+    handed: Any = optimizer
+    for scale in (None, torch.tensor(8.0)):
+        handed.grad_scale = scale
+        torch.library.opcheck(
+            take_step, (handle[0], plain, grads, states, steps, [], members, counts, kind)
+        )
 
 
 def test_eager_steps_do_not_go_through_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +250,7 @@ def test_a_gradient_scaler_with_a_compiled_step(inf: bool) -> None:
         step()
         other.step()
         assert_same_bits(params, others)
+        assert_same_bits(*([p.grad for p in of if p.grad is not None] for of in (params, others)))
 
 
 def test_what_an_eager_step_refuses_a_compiled_one_refuses() -> None:
@@ -214,4 +276,4 @@ def test_an_optimizer_can_be_forgotten() -> None:
     torch._dynamo.reset()
     gc.collect()
     with pytest.raises(KeyError):
-        take_step(handle, [], [], [], [], [], [], [])
+        take_step(handle, [], [], [], [], [], [], [], "")

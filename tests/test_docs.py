@@ -41,7 +41,7 @@ def test_the_page_on_torch_runs() -> None:
     names: dict[str, Any] = {"batches": batches, "log": lambda numbers, step: rows.append(step)}
     for block in blocks:
         exec(block, names)
-    model, opt, step = names["model"], names["opt"], names["step"]
+    model, opt = names["model"], names["opt"]
     before = [param.clone() for param in model.parameters()]
     loss = torch.nn.functional.cross_entropy(model(batches[0][0]), batches[0][1])
     torch.autograd.backward(loss)  # the hooks step
@@ -51,7 +51,9 @@ def test_the_page_on_torch_runs() -> None:
         param.grad = torch.ones_like(param)
     opt.step()
     assert rows == [1]
-    assert callable(step)
+    before = [param.clone() for param in model.parameters()]
+    names["compiled_step"]()
+    assert not any(map(torch.equal, before, model.parameters()))
 
 
 def test_the_readmes_example_runs() -> None:

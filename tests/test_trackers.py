@@ -28,7 +28,7 @@ LAYERS = {
     "high2": LayerTelemetry(6.0, 1.0, 6.0, 2.0, 1, skipped=False),
     "excluded": LayerTelemetry(NAN, NAN, NAN, 1.0, 0, skipped=False),
     "broken": LayerTelemetry(math.inf, 1.0, NAN, NAN, 0, skipped=False),
-    "left": LayerTelemetry(1.0, math.inf, NAN, NAN, 0, skipped=True),
+    "left": LayerTelemetry(NAN, NAN, NAN, 1.0, 0, skipped=True),
 }
 SUMMARY = {
     "ratio_min": 0.25,
@@ -36,7 +36,7 @@ SUMMARY = {
     "ratio_max": 2.0,
     "at_lower": 0.25,
     "at_upper": 0.5,
-    "nonfinite": 2.0,
+    "nonfinite": 1.0,
     "skipped": 1.0,
 }
 

@@ -364,8 +364,8 @@ class Block {
   __device__ Sums reduce(Sums sum) {
 #pragma unroll
     for (int half = 16; half > 0; half /= 2) {
-      sum.weight += exchange(sum.weight, half);
-      sum.measured += exchange(sum.measured, half);
+      sum.weight += shuffle_xor(sum.weight, half);
+      sum.measured += shuffle_xor(sum.measured, half);
     }
     __syncthreads();
     if (threadIdx.x % 32 == 0) shared_.parts[threadIdx.x / 32] = sum;

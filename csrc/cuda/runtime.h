@@ -32,7 +32,8 @@ inline void check(cudaError_t error, const char* call) {
   throw std::runtime_error(std::string(call) + ": " + cudaGetErrorName(error) + ": " +
                            cudaGetErrorString(error));
 }
-#define DK_CHECK(call) check(call, #call)
+#define DK_TEXT(call) #call
+#define DK_CHECK(call) check(call, DK_TEXT(call))  // by the names that AMD gives them, too
 
 #if defined(DK_HIP)
 

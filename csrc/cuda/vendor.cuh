@@ -59,7 +59,7 @@ struct Atomic {
 };
 
 /// The value of the lane whose number differs by `mask`, below 32: a wavefront may have 64 lanes.
-__device__ inline double exchange(double value, int mask) { return __shfl_xor(value, mask); }
+__device__ inline double shuffle_xor(double value, int mask) { return __shfl_xor(value, mask); }
 
 __device__ inline void rest() { __builtin_amdgcn_s_sleep(2); }
 
@@ -80,7 +80,7 @@ using Order = ::cuda::std::memory_order;
 template <class T>
 using Atomic = ::cuda::atomic_ref<T, ::cuda::thread_scope_device>;
 
-__device__ inline double exchange(double value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
+__device__ inline double shuffle_xor(double value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
 
 __device__ inline void rest() { __nanosleep(64); }
 

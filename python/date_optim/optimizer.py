@@ -30,7 +30,7 @@ from date_kernels import (
 )
 from date_kernels.rules import Rule, check_common, check_group, needs_step
 
-from .compiled import handle_of, take_step
+from .compiled import handle_of, kind_of, take_step
 from .telemetry import LayerTelemetry
 from .trust_ratio import TrustRatio, group_options
 from .whole import check_whole
@@ -323,6 +323,8 @@ class LayerwiseOptimizer(Optimizer):
         self._check_capture(layers.params[0])
         # Where GradScaler leaves them for the time of a step; it asks whether they are there.
         grad_scale, found_inf = map(self.__dict__.get, ("grad_scale", "found_inf"))
+        if grad_scale is not None:
+            _check_writable(layers.grads, partial(self._name_of, own))
         telemetry = self._stepper_of().step(
             layers.params,
             layers.grads,
@@ -341,7 +343,9 @@ class LayerwiseOptimizer(Optimizer):
     def _traced_step(self) -> None:
         """What Dynamo traces: Note [Traced steps] in `date_optim.compiled`."""
         tensors: tuple[list[Tensor], ...] = ([], [], [], [])
-        handle, members, counts, rates = [0], [], [], []
+        handle: list[int] = []
+        members: list[int] = []
+        counts, rates = [], []
         for group in self.param_groups:
             found: tuple[list[Any], ...] = ([], [], [], [], [], [])
             self._init_group(group, *found)
@@ -352,9 +356,9 @@ class LayerwiseOptimizer(Optimizer):
             handle = found[5]
             if isinstance(group["lr"], Tensor):
                 rates.append(group["lr"])
-        if members:
-            with torch.no_grad():
-                take_step(handle[0], *tensors, rates, members, counts)
+        kind = kind_of(RULES[self.rule], self.param_groups)
+        with torch.no_grad():
+            take_step(handle[0], *tensors, rates, members, counts, kind)
 
     def _init_group(
         self,
@@ -389,8 +393,14 @@ class LayerwiseOptimizer(Optimizer):
         rates: list[Tensor],
         members: list[int],
         counts: list[int],
+        kind: str,
     ) -> None:
         """See `date_optim.compiled.take_step`."""
+        self.__dict__.pop("_telemetry", None)
+        if not params:
+            return
+        if kind != kind_of(RULES[self.rule], self.param_groups):
+            raise RuntimeError("options that decide which states there are changed in a graph")
         layers = _Layers(self)
         own: list[Tensor] = []
         left_states, left_steps, left_rates = iter(states), iter(steps), iter(rates)
@@ -571,7 +581,7 @@ class _Gathered(_Layers):
                     "first, as .to_empty(device=...) does"
                 )
             if group["trust"]:
-                check_whole(param, names()[id(param)])
+                check_whole(param, partial(_name_in, names, param))
             saved = saved_of(param) or {}
             for key, column, start in columns:
                 state = saved.get(key)
@@ -625,23 +635,49 @@ class _Gathered(_Layers):
                     del optimizer.state[self.params[layer]]
 
 
-def _unscale(grads: list[Tensor], grad_scale: Tensor, found_inf: Tensor | None) -> None:
+def _name_in(names: Callable[[], dict[int, str]], param: Tensor) -> str:
+    return names()[id(param)]
+
+
+def _check_writable(grads: list[Tensor], name_of: Callable[[int], str]) -> None:
+    """Refuse gradients that `_unscale` could not write to."""
+    for layer, grad in enumerate(grads):
+        sizes = zip(grad.shape, grad.stride(), strict=True)
+        if grad.is_inference() or any(size > 1 and stride == 0 for size, stride in sizes):
+            raise RuntimeError(
+                f"the gradient of {name_of(layer)} cannot be unscaled in place: it is an expanded "
+                "view or an inference tensor; give its .clone(), or fused=None and let GradScaler "
+                "unscale"
+            )
+
+
+def _unscale(
+    grads: list[Tensor], grad_scale: Tensor | float, found_inf: Tensor | float | None
+) -> None:
     """Leave the gradients as torch's fused optimizers do: unscaled, or as they are after an inf.
 
     Nobody waits for a GPU.
     """
-    factor = grad_scale.detach().double().reciprocal().to(grads[0].device, torch.float32)
+    device = grads[0].device
+    divisor = torch.as_tensor(grad_scale, dtype=torch.float32, device=device).reshape(())
     if found_inf is not None:
-        factor = torch.where(found_inf.to(factor.device) != 0, torch.ones_like(factor), factor)
+        found = torch.as_tensor(found_inf, device=device).reshape(())
+        divisor = torch.where(found != 0, torch.ones_like(divisor), divisor)
     with torch.no_grad():
-        torch._foreach_mul_(grads, factor.reshape(()))
+        torch._foreach_div_(grads, divisor)
 
 
 def _uses_of(optimizer: LayerwiseOptimizer) -> list[tuple[Any, ...]]:
     """What decides which states the layers of each group have."""
     rule = RULES[optimizer.rule]
     return [
-        (len(group["params"]), rule.used(group), needs_step(rule, group), group["master_weights"])
+        (
+            len(group["params"]),
+            rule.used(group),
+            needs_step(rule, group),
+            group["master_weights"],
+            bool(group["trust"]),
+        )
         for group in optimizer.param_groups
     ]
 

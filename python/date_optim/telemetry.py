@@ -68,8 +68,8 @@ def summarize(layers: Layers) -> dict[str, float]:
     dict of str to float
         ``ratio_min``, ``ratio_median`` and ``ratio_max`` over the layers that have a ratio of their
         own, ``at_lower`` and ``at_upper``, the shares of those that hit a bound; ``nonfinite`` and
-        ``skipped``, how many layers had a norm that was not finite, and how many were left as they
-        were. Without a layer that has a ratio it is these two.
+        ``skipped``, how many layers took a ratio that is NaN, and how many were left as they were.
+        Without a layer that has a ratio it is these two.
     """
     measured = [layer for layer in layers.values() if layer.is_measured]
     counts = {
@@ -160,9 +160,8 @@ class TelemetryLogger:
 
     Notes
     -----
-    A step that changed nothing at all, after an infinite gradient say, is not written and does not
-    count. Of one that a GradScaler left to the optimizer (``fused=True``) that is known only where
-    it is read.
+    Where it reads a step that changed nothing at all, after an infinite gradient say, that is not
+    written and does not count. Steps between readings count, whatever they did.
 
     Examples
     --------
@@ -185,8 +184,13 @@ class TelemetryLogger:
         self.every = every
         self.steps = 0
 
-    def __call__(self, optimizer: LayerwiseOptimizer, args: Any, kwargs: Any) -> None:
+    def __call__(self, optimizer: LayerwiseOptimizer, args: Any = (), kwargs: Any = None) -> None:
         """See ``torch.optim.Optimizer.register_step_post_hook``."""
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "torch.compile traces the hooks of a step once and for all: call a TelemetryLogger "
+                "with the optimizer after each compiled step instead"
+            )
         self.steps += 1
         if (self.steps - 1) % self.every:
             return

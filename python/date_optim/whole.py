@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 _INSTEAD = (
-    "shard the model with torch.distributed.fsdp.fully_shard or its optimizer with "
-    "ZeroRedundancyOptimizer, or step without a trust ratio (trust=None)"
+    "share the optimizer's states out by ZeroRedundancyOptimizer instead, which keeps layers "
+    "whole, or step without a trust ratio (trust=None)"
 )
 
 
-def check_whole(param: Tensor, name: str) -> None:
+def check_whole(param: Tensor, name: Callable[[], str]) -> None:
     """Refuse what a wrapper has flattened or partitioned: its norm would be nobody's.
 
     DeepSpeed's stages 1 and 2 hand an optimizer plain tensors, which nothing tells apart.
@@ -19,8 +21,8 @@ def check_whole(param: Tensor, name: str) -> None:
     ----------
     param : Tensor
         Of a param group with a trust ratio.
-    name : str
-        Its name in the error.
+    name : callable
+        Tells its name for the error.
 
     Raises
     ------
@@ -29,10 +31,10 @@ def check_whole(param: Tensor, name: str) -> None:
     """
     if getattr(param, "_fsdp_flattened", False):
         raise RuntimeError(
-            f"{name} is part of a flat parameter of FullyShardedDataParallel, which has no norm of "
-            f"a layer; {_INSTEAD}"
+            f"{name()} is part of a flat parameter of FullyShardedDataParallel, which has no norm "
+            f"of a layer; {_INSTEAD}"
         )
     if hasattr(param, "ds_id"):
         raise RuntimeError(
-            f"{name} is partitioned by DeepSpeed's ZeRO, which has no norm of a layer; {_INSTEAD}"
+            f"{name()} is partitioned by DeepSpeed's ZeRO, which has no norm of a layer; {_INSTEAD}"
         )
