@@ -9,7 +9,8 @@ no copy reads what the next step writes.
 
 Note [Captured steps]. A CUDA graph replays its uploads with the words of the captured step. They
 have device memory of their own, so that steps outside the graph cannot change them, and the plan
-keeps both alive. Words that a launch carries are written anew by every launch, replayed or not. A learning rate that changes between replays is a tensor on the device.
+keeps both alive. Words that a launch carries are written anew by every launch, replayed or not. A
+learning rate that changes between replays is a tensor on the device.
 """
 
 from __future__ import annotations
