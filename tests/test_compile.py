@@ -54,6 +54,7 @@ def assert_as_eager(name: str, compiled: Callable[[Any], Callable[[], Any]]) -> 
         step()
         other.step()
         assert_same_bits(params, others)
+        assert all(param.is_leaf and param.requires_grad for param in params)
         assert_same_bits(states_of(one), states_of(other))
         assert str(one.read_telemetry()) == str(other.read_telemetry())
 
@@ -263,6 +264,7 @@ def test_what_an_eager_step_refuses_a_compiled_one_refuses() -> None:
     optimizer.param_groups[0]["lr"] = math.inf
     with unchanged(params), pytest.raises(ValueError, match="Invalid learning rate"):
         step()
+    assert torch.is_grad_enabled()
 
 
 def test_an_optimizer_can_be_forgotten() -> None:

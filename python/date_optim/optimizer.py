@@ -357,8 +357,9 @@ class LayerwiseOptimizer(Optimizer):
             if isinstance(group["lr"], Tensor):
                 rates.append(group["lr"])
         kind = kind_of(RULES[self.rule], self.param_groups)
-        with torch.no_grad():
-            take_step(handle[0], *tensors, rates, members, counts, kind)
+        # Without torch.no_grad, which a graph does not undo where the operator raises: no output of
+        # it has a gradient anyway.
+        take_step(handle[0], *tensors, rates, members, counts, kind)
 
     def _init_group(
         self,
