@@ -50,7 +50,7 @@ py::object collect(const py::list& members, const py::list& params, const py::ob
   return same(dk::take_gradients(params.ptr(), grads.ptr())) ? grads : py::object(py::none());
 }
 
-/// layers: (n, 12), as dk::Layer; items: (m, 4) = begin, end, layer, kind.
+/// layers: (n, 13), as dk::Layer; items: (m, 4) = begin, end, layer, kind.
 std::unique_ptr<dk::Engine> make_engine(int family, int target, const Integers& layer_table,
                                         const Integers& item_table) {
   if (layer_table.ndim() != 2 || layer_table.shape(1) * sizeof(std::int64_t) != sizeof(dk::Layer)) {

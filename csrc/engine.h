@@ -16,7 +16,8 @@
 // Note [Early commit]. Where the ratio is of the update, MEASURE advances the states anyway. It stores them
 // where the update can be concluded from them: UPDATE then reads them, but neither the gradient nor do they
 // get written again. With skip_nonfinite nothing is stored before the ratio is known, since a layer may have
-// to stay as it is. The bits are the same.
+// to stay as it is. The bits are the same; they would not be of states of 16 bits, whose rounding the update
+// does not see.
 #pragma once
 #include "arch.h"
 #include "plan.h"
@@ -39,7 +40,6 @@ DK_WORK void run_worker(Device& worker, const Plan& plan) {
   using Row = typename Rule<float>::Row;
   constexpr std::int64_t kNone = -1;
   const std::uint32_t epoch = plan.clock->epoch + 1;  // stable: only the last worker to leave writes it
-  const bool early = !plan.skip_nonfinite;            // Note [Early commit]
   const bool found = number(plan.found_inf) != 0;
   bool stopped = found || (plan.judged && plan.verdict->skip != 0);
   double clip = plan.judged ? plan.verdict->clip : 1;
@@ -48,6 +48,9 @@ DK_WORK void run_worker(Device& worker, const Plan& plan) {
 
   const auto row_of = [&](const Layer& layer) -> const Row& {
     return reinterpret_cast<const Row*>(plan.rows)[layer.options];
+  };
+  const auto early = [&](std::int32_t id) {  // Note [Early commit]
+    return !plan.skip_nonfinite && !has_16_bits(static_cast<Type>(plan.layers[id].state_type));
   };
   /// f(chunk), with the chunk in the layer's arithmetic.
   const auto with_chunk = [&](const Item& item, auto f) {
@@ -94,15 +97,15 @@ DK_WORK void run_worker(Device& worker, const Plan& plan) {
     });
     return report;
   };
-  const auto update = [&](auto& chunk, const LayerReport& report, bool measured) {
-    if (report.skipped == 0) chunk.update(chunk.rule.place(report.ratio), early && measured);
+  const auto update = [&](auto& chunk, const LayerReport& report, bool committed) {
+    if (report.skipped == 0) chunk.update(chunk.rule.place(report.ratio), committed);
   };
   [[maybe_unused]] const auto settle = [&] {
     const std::int32_t id = plan.items[pending].layer;
     await(plan.published[id]);
     const LayerReport report = plan.reports[id];
     for (; pending != kNone; pending = plan.next[pending]) {
-      with_chunk(plan.items[pending], [&](auto& chunk) { update(chunk, report, true); });
+      with_chunk(plan.items[pending], [&](auto& chunk) { update(chunk, report, early(id)); });
     }
   };
 
@@ -129,13 +132,14 @@ DK_WORK void run_worker(Device& worker, const Plan& plan) {
     }
     with_chunk(item, [&](auto& chunk) {
       LayerReport report{0, 0, 0, 1, 0, 0};
-      if (item.kind == Kind::whole || item.kind == Kind::measure) chunk.measure(slots_of(item), early);
+      const bool commits = item.kind != Kind::plain && early(item.layer);
+      if (item.kind == Kind::whole || item.kind == Kind::measure) chunk.measure(slots_of(item), commits);
       if (item.kind == Kind::whole) report = conclude(item.layer);
       if (item.kind == Kind::update) {
         await(plan.published[item.layer]);
         report = plan.reports[item.layer];
       }
-      if (item.kind != Kind::measure) update(chunk, report, item.kind != Kind::plain);
+      if (item.kind != Kind::measure) update(chunk, report, commits);
     });
     if (item.kind != Kind::measure) continue;
     if constexpr (Device::kOwnsUpdates) {

@@ -10,9 +10,11 @@ constexpr int kMaxStates = 3;
 /// either.
 constexpr std::int64_t kLeaf = 4096;
 
-/// What an array holds. 16-bit values are computed with as float, and so are their states.
+/// What an array holds. 16-bit values are computed with as float.
 enum class Type : std::int32_t { float32, float64, bfloat16, float16 };
 constexpr const char* kTypeNames[] = {"float32", "float64", "bfloat16", "float16"};
+
+constexpr bool has_16_bits(Type type) { return type == Type::bfloat16 || type == Type::float16; }
 
 enum class Kind : std::int32_t {
   plain,    // update alone: a layer without trust
@@ -54,8 +56,9 @@ struct Layer {
   std::int64_t measures;             // MEASURE items of this layer
   std::int64_t options;              // its row of hyper-parameters: which options its param group gives it
   std::int64_t gradient_type, type;  // Types, of the gradient and of the parameter
+  std::int64_t state_type;           // that of the arithmetic, or a 16-bit parameter's
 };
-static_assert(sizeof(Layer) == 12 * sizeof(std::int64_t));
+static_assert(sizeof(Layer) == 13 * sizeof(std::int64_t));
 
 /// One clip factor and one decision for the whole step, from the SCANs.
 struct Verdict {

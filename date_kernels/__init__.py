@@ -5,7 +5,15 @@
 
 from .collect import make_collect
 from .dispatch import Info, info, make_stepper, step
-from .layers import MASTER, MOST_STEPS, check_saved_state, has_master, new_state, state_dtype
+from .layers import (
+    MASTER,
+    MOST_STEPS,
+    check_saved_state,
+    check_state_dtype,
+    has_master,
+    new_state,
+    state_dtype,
+)
 from .reference import Telemetry
 from .rules import RULES
 from .stepper import Stepper
@@ -18,6 +26,7 @@ __all__ = [
     "Stepper",
     "Telemetry",
     "check_saved_state",
+    "check_state_dtype",
     "has_master",
     "info",
     "make_collect",

@@ -87,7 +87,7 @@ class CudaPlan(DevicePlan):
         work = [built.workspace[name].data_ptr() for name in names]
         n_row_words = self._width * len(built.layer_options)
         n_slots = built.workspace["slots"].numel() // 2
-        pair = (-1, -1) if launch.pair is None else map(TYPES.index, launch.pair)
+        pair = (-1, -1) if launch.dtypes is None else map(TYPES.index, launch.dtypes[:2])
         native.module().cuda_launch(
             native.module().FAMILIES[self.rule.name][0],
             *pair,

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .items import LEAF, Kind, build_items, check_order
-from .layers import CPU, Call, check_layers, check_layout, name_in
+from .layers import CPU, Call, check_layers, check_layout, name_in, state_dtype
 from .options import Group
 from .plan import (
     Options,
@@ -56,7 +56,8 @@ enough to stay in L2. A third of it: LARS 255 instead of 233 on ResNet-50, 3266 
 CLOCK = 160
 """Words of 32 bits that hold either engine's clock."""
 
-Pair = tuple[torch.dtype, torch.dtype]
+Dtypes = tuple[torch.dtype, torch.dtype, torch.dtype]
+"""Of parameters, gradients and states: what a launch is compiled for."""
 
 
 class Scalars(NamedTuple):
@@ -89,13 +90,13 @@ class DeviceTelemetry(Telemetry):
 
 @dataclass
 class Launch:
-    """The items of one (parameter, gradient) pair of dtypes, or the SCANs of all."""
+    """The items of the layers of one `Dtypes`, or the SCANs of all."""
 
-    pair: Pair | None
+    dtypes: Dtypes | None
     items: Tensor
     scans: int
     judged: bool
-    first: int  # of the pair's layers, which stand together
+    first: int  # of the layers, which stand together
     layers: int
 
 
@@ -217,9 +218,12 @@ class DevicePlan(Stepper):
         of_layer = check_layers(self.rule, call, name_of, device)
         check_layout(self.rule, call, name_of)
         params, grads, _, _, groups = call
-        pairs = [(p.dtype, g.dtype) for p, g in zip(params, grads, strict=True)]
-        distinct = list(dict.fromkeys(pairs))
-        order = sorted(range(len(params)), key=lambda i: distinct.index(pairs[i]))
+        dtypes = [
+            (param.dtype, grad.dtype, state_dtype(groups[number], param))
+            for param, grad, (number, _) in zip(params, grads, of_layer, strict=True)
+        ]
+        distinct = list(dict.fromkeys(dtypes))
+        order = sorted(range(len(params)), key=lambda i: distinct.index(dtypes[i]))
         layer_options = list(dict.fromkeys(of_layer))
         table = layer_table(self.rule, call, of_layer, chunk=self._chunk, order=order)
         sizes = table[:, SIZE]
@@ -227,7 +231,7 @@ class DevicePlan(Stepper):
         skips = bool(groups) and groups[0]["on_nonfinite"] == "skip"
         measured = [is_measured(groups[of_layer[i][0]], of_layer[i][1]) for i in order]
         scan = clips or (skips and not found_inf_given)
-        counts = [(pair, pairs.count(pair)) for pair in distinct]
+        counts = [(each, dtypes.count(each)) for each in distinct]
         n_words = self._n_header + len(layer_options) * self._width + len(params)
         self.builds += 1
         return Built(
@@ -251,11 +255,11 @@ class DevicePlan(Stepper):
         self,
         sizes: list[int],
         measured: list[bool],
-        counts: list[tuple[Pair, int]],
+        counts: list[tuple[Dtypes, int]],
         scan: bool,
         device: torch.device,
     ) -> list[Launch]:
-        """One launch for each pair; before several pairs one that scans them all."""
+        """One launch for each of the dtypes; before several one that scans them all."""
         launches: list[Launch] = []
         apart = scan and len(counts) > 1
         if apart:
@@ -263,7 +267,7 @@ class DevicePlan(Stepper):
             scans = every[every[:, 3] == Kind.SCAN]
             launches.append(Launch(None, self._items(scans, 0, device), len(scans), False, 0, 0))
         first = 0
-        for pair, count in counts:
+        for dtypes, count in counts:
             items = build_items(
                 sizes[first : first + count],
                 measured[first : first + count],
@@ -274,7 +278,7 @@ class DevicePlan(Stepper):
             )
             n_scans = int((items[:, 3] == Kind.SCAN).sum())
             table = self._items(items, first, device)
-            launches.append(Launch(pair, table, n_scans, apart, first, count))
+            launches.append(Launch(dtypes, table, n_scans, apart, first, count))
             first += count
         return launches
 

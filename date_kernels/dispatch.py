@@ -220,7 +220,8 @@ def step(
         In their parameters' shapes and dtypes, or float32 beside a 16-bit parameter. Never change.
     states : mapping of str to sequence of (Tensor or None)
         By torch's key, each in its parameter's shape; None where a layer's options do not use that
-        state. float64 for a float64 parameter, else float32, the dtype of the arithmetic; with
+        state. float64 for a float64 parameter, else float32, the dtype of the arithmetic, or of 16
+        bits where a group's ``state_dtype`` is its 16-bit parameters' own; with
         ``master_weights`` the key ``"master"`` holds the weights of a 16-bit parameter, which is
         their rounding. Change in place. Squares of float64 values are float64: norms of values
         beyond 1e154 are infinite and below 1e-162 zero.

@@ -33,9 +33,36 @@ CPU = torch.device("cpu")
 _KNOWN_TYPES = (Tensor, torch.nn.Parameter)
 
 
-def state_dtype(param: Tensor) -> torch.dtype:
-    """The dtype of a layer's arithmetic and states: float64 for float64, else float32."""
+def arithmetic(param: Tensor) -> torch.dtype:
+    """The dtype of a layer's arithmetic: float64 for float64, else float32."""
     return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+def state_dtype(group: Group, param: Tensor, key: str = "") -> torch.dtype:
+    """The dtype of a layer's state: its arithmetic's, or what the group's ``state_dtype`` says.
+
+    Master weights are never narrower than the arithmetic.
+    """
+    asked: torch.dtype | None = group["state_dtype"]
+    return arithmetic(param) if asked is None or key == MASTER else asked
+
+
+def check_state_dtype(group: Group, param: Tensor, name: str) -> None:
+    """Refuse a ``state_dtype`` that no kernel keeps a parameter's states in.
+
+    Raises
+    ------
+    ValueError
+        It names the parameter, and what there is.
+    """
+    asked = group["state_dtype"]
+    if asked is not None and asked not in (arithmetic(param), param.dtype):
+        have = f"{arithmetic(param)}, the dtype of its arithmetic"
+        have += f", or {param.dtype}, its own" if param.dtype in HALF else ""
+        raise ValueError(
+            f"Invalid state_dtype value: {asked!r}; {name} is {param.dtype}, whose states are kept "
+            f"in {have}: give its param group that, or None"
+        )
 
 
 def has_master(group: Group, param: Tensor) -> bool:
@@ -129,13 +156,13 @@ def check_gradient(grad: object, what: str, param: Tensor) -> Tensor:
 
     It has the parameter's dtype, or the float32 of its arithmetic.
     """
-    dtypes = tuple(dict.fromkeys((param.dtype, state_dtype(param))))
+    dtypes = tuple(dict.fromkeys((param.dtype, arithmetic(param))))
     return check_shape(check_tensor(grad, what, param.device, dtypes), what, param)
 
 
-def check_state(state: object, what: str, param: Tensor) -> Tensor:
-    """Refuse a state of another shape or dtype than its parameter's arithmetic needs."""
-    checked = check_tensor(state, what, param.device, (state_dtype(param),))
+def check_state(state: object, what: str, param: Tensor, dtype: torch.dtype) -> Tensor:
+    """Refuse a state of another shape than its parameter's, or of another dtype."""
+    checked = check_tensor(state, what, param.device, (dtype,))
     return check_shape(checked, what, param)
 
 
@@ -272,33 +299,43 @@ def assign(tensor: Tensor, values: NDArray[np.float64]) -> None:
             np.copyto(target, nearest.astype(np.uint16).view(np.int16))
 
 
-def new_state(param: Tensor, what: str, start: float | None) -> Tensor:
+def new_state(rule: Rule, group: Group, param: Tensor, key: str, what: str) -> Tensor:
     """Make a state of a layer, filled in this thread as `copy_elements` copies.
 
     Parameters
     ----------
+    rule : Rule
+    group : mapping
+        The layer's options, complete.
     param : Tensor
         The layer's parameter; the state has its shape and order of dimensions.
+    key : str
+        One of the rule's states, which starts from its option, or `MASTER`, a copy of the weights.
     what : str
         The parameter's name in errors.
-    start : float or None
-        What the state starts from; None copies the weights.
 
     Raises
     ------
-    TypeError, RuntimeError
-        Where no kernel serves the parameter.
+    TypeError, ValueError, RuntimeError
+        Where no kernel serves the parameter, or keeps its states in the group's ``state_dtype``.
     """
     check_tensor(param, what)
+    check_state_dtype(group, param, what)
+    start = None if key == MASTER else rule.start(key, group)
     state = torch.empty_like(
         param,
-        dtype=state_dtype(param),
+        dtype=state_dtype(group, param, key),
         memory_format=torch.preserve_format,
         requires_grad=False,
     )
     if param.device != CPU:
         return state.copy_(param.detach()) if start is None else state.fill_(start)
-    state.numpy()[...] = widened(param) if start is None else start
+    if start is None:
+        assign(state, widened(param))
+    else:
+        first = torch.empty((), dtype=state.dtype)
+        assign(first, np.asarray(start))
+        copy_elements(first, state)
     return state
 
 
@@ -438,6 +475,7 @@ def check_layers(
         name = name_in(name_of, i)
         group = groups[layers[i][0]]
         written.append((name, check_tensor(param, name, device)))
+        check_state_dtype(group, param, name)
         what = f"the gradient of {name}"
         read.append((what, check_gradient(grad, what, param)))
         step = steps[i]
@@ -451,7 +489,8 @@ def check_layers(
             what = f"state {key!r} of {name}"
             if state is None:
                 raise ValueError(f"{what} is missing; create it before the step")
-            written.append((what, check_state(state, what, param)))
+            dtype = state_dtype(group, param, key)
+            written.append((what, check_state(state, what, param, dtype)))
     check_disjoint(written, read)
     return layers
 

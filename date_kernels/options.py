@@ -35,6 +35,7 @@ COMMON_OPTIONS: dict[str, Any] = {
     "max_grad_norm": None,
     "on_nonfinite": "propagate",
     "master_weights": False,
+    "state_dtype": None,
     "momentum_scaling": "outside",
     "trust": False,
     "trust_of": "gradient",

@@ -290,6 +290,7 @@ def structure_of(rule: Rule, call: Call) -> list[tuple[Any, ...]]:
             rule.used(group),
             needs_step(rule, group),
             group["master_weights"],
+            group["state_dtype"],
             group["max_grad_norm"] is not None,
             group["on_nonfinite"],
         )

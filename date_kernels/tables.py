@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .items import LEAF
-from .layers import HALF, MASTER, Call, states_of
+from .layers import HALF, MASTER, Call, state_dtype, states_of
 from .options import Group
 from .rules import Rule, row_of
 
@@ -49,17 +49,18 @@ def layer_table(
 
     Returns
     -------
-    ndarray of int64, shape (layers, 12)
-        weights, rounded, states, step, size, slot, measures, options, the gradient's type, the
-        parameter's.
+    ndarray of int64, shape (layers, 13)
+        weights, rounded, states, step, size, slot, measures, options, and the types of the
+        gradient, the parameter and the states.
     """
     params, grads, states, steps, groups = call
     layer_options = list(dict.fromkeys(of_layer))
-    table = np.zeros((len(params), 9 + MOST_STATES), dtype=np.int64)
+    table = np.zeros((len(params), 10 + MOST_STATES), dtype=np.int64)
     slot = 0
     for row, i in zip(table, range(len(params)) if order is None else order, strict=True):
         param, step, size = params[i], steps[i], params[i].numel()
-        used = states_of(rule, groups[of_layer[i][0]], param)
+        group = groups[of_layer[i][0]]
+        used = states_of(rule, group, param)
         weights = rounded = address(param, param)
         if param.dtype not in HALF:
             rounded = 0
@@ -78,6 +79,7 @@ def layer_table(
             layer_options.index(of_layer[i]),
             TYPES.index(grads[i].dtype),
             TYPES.index(param.dtype),
+            TYPES.index(state_dtype(group, param)),
         )
         slot += -(-size // LEAF)
     return table

@@ -165,10 +165,24 @@ def tolerance(
         scale = 1 - reference.rate(layer) * reference.decay_in("weights", layer.group)
         error = rounding.sum((scale, exact(layer.weight)), (-outside, u))
         if storage is not None:
-            # The rounding errs by half an ulp of the backend's own result.
-            half, subnormal = STORAGE[storage]
-            error = error + half * (np.abs(after.weight) + error) + subnormal
+            error = storage_error(storage, after.weight, error)
     return error, states
+
+
+def storage_error(storage: str, values: Array, error: Array) -> Array:
+    """Return the error of values that are rounded to 16 bits.
+
+    The rounding errs by half an ulp of the backend's own result.
+
+    Parameters
+    ----------
+    storage : {"float16", "bfloat16"}
+    values, error : ndarray of float64
+        The reference's, and how far the backend's may lie from them before.
+    """
+    half, subnormal = STORAGE[storage]
+    rounded: Array = error + half * (np.abs(values) + error) + subnormal
+    return rounded
 
 
 def norm_tolerance(layer: Layer, dtype: DTypeLike = np.float32) -> float:

@@ -43,7 +43,7 @@ UPDATE = tl.constexpr(4)
 ITEM = tl.constexpr(4)
 
 # Columns of a layer. ROUNDED is a 16-bit parameter, WEIGHTS then its master copy, or 0.
-LAYER = tl.constexpr(12)
+LAYER = tl.constexpr(13)
 WEIGHTS = tl.constexpr(0)
 ROUNDED = tl.constexpr(1)
 STATES = tl.constexpr(2)  # and two more
@@ -260,6 +260,7 @@ def load_state(
     at,
     n,
     USED: tl.constexpr,
+    S: tl.constexpr,
     T: tl.constexpr,
     EVICT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -270,7 +271,7 @@ def load_state(
     if USED:
         address = tl.load(entry)
         if address != 0:
-            s = load(address, at, n, T, EVICT, BLOCK, FULL)
+            s = load(address, at, n, S, EVICT, BLOCK, FULL).to(T)
     return s
 
 
@@ -281,7 +282,7 @@ def store_state(
     n,
     s,
     USED: tl.constexpr,
-    T: tl.constexpr,
+    S: tl.constexpr,
     EVICT: tl.constexpr,
     BLOCK: tl.constexpr,
     FULL: tl.constexpr,
@@ -290,7 +291,7 @@ def store_state(
     if USED:
         address = tl.load(entry)
         if address != 0:
-            store(address, at, n, s, T, EVICT, BLOCK, FULL)
+            store(address, at, n, s, S, EVICT, BLOCK, FULL)
 
 
 @triton.jit
@@ -299,15 +300,16 @@ def load_states(
     at,
     n,
     USES: tl.constexpr,
+    S: tl.constexpr,
     T: tl.constexpr,
     EVICT: tl.constexpr,
     BLOCK: tl.constexpr,
     FULL: tl.constexpr,
 ):
     """All three; `USES` has a bit for each that any layer uses."""
-    s0 = load_state(layer + STATES, at, n, USES & 1 != 0, T, EVICT, BLOCK, FULL)
-    s1 = load_state(layer + STATES + 1, at, n, USES & 2 != 0, T, EVICT, BLOCK, FULL)
-    s2 = load_state(layer + STATES + 2, at, n, USES & 4 != 0, T, EVICT, BLOCK, FULL)
+    s0 = load_state(layer + STATES, at, n, USES & 1 != 0, S, T, EVICT, BLOCK, FULL)
+    s1 = load_state(layer + STATES + 1, at, n, USES & 2 != 0, S, T, EVICT, BLOCK, FULL)
+    s2 = load_state(layer + STATES + 2, at, n, USES & 4 != 0, S, T, EVICT, BLOCK, FULL)
     return s0, s1, s2
 
 
@@ -320,15 +322,15 @@ def store_states(
     s1,
     s2,
     USES: tl.constexpr,
-    T: tl.constexpr,
+    S: tl.constexpr,
     EVICT: tl.constexpr,
     BLOCK: tl.constexpr,
     FULL: tl.constexpr,
 ):
     """All three, as `load_states`."""
-    store_state(layer + STATES, at, n, s0, USES & 1 != 0, T, EVICT, BLOCK, FULL)
-    store_state(layer + STATES + 1, at, n, s1, USES & 2 != 0, T, EVICT, BLOCK, FULL)
-    store_state(layer + STATES + 2, at, n, s2, USES & 4 != 0, T, EVICT, BLOCK, FULL)
+    store_state(layer + STATES, at, n, s0, USES & 1 != 0, S, EVICT, BLOCK, FULL)
+    store_state(layer + STATES + 1, at, n, s1, USES & 2 != 0, S, EVICT, BLOCK, FULL)
+    store_state(layer + STATES + 2, at, n, s2, USES & 4 != 0, S, EVICT, BLOCK, FULL)
 
 
 @triton.jit
@@ -512,6 +514,7 @@ def measure_leaf(
     USES: tl.constexpr,
     W: tl.constexpr,
     G: tl.constexpr,
+    S: tl.constexpr,
     T: tl.constexpr,
     BLOCK: tl.constexpr,
     FULL: tl.constexpr,
@@ -525,12 +528,12 @@ def measure_leaf(
         w = load_weights(layer, at, n, W, T, KEEP, BLOCK, FULL)
         g = scale * load(gradient, at, n, G, KEEP, BLOCK, FULL).to(T)
         if tl.load(row + OF_UPDATE) != 0:
-            s0, s1, s2 = load_states(layer, at, n, USES, T, KEEP, BLOCK, FULL)
+            s0, s1, s2 = load_states(layer, at, n, USES, S, T, KEEP, BLOCK, FULL)
             d = decayed(g, tl.load(row + GRADIENT_DECAY).to(T), w)
             x, s0, s1, s2 = DIRECTION(d, s0, s1, s2, tl.full((), 1, T), of_rule)
             x = decayed(x, tl.load(row + UPDATE_DECAY).to(T), w)
             if early:
-                store_states(layer, at, n, s0, s1, s2, USES, T, KEEP, BLOCK, FULL)
+                store_states(layer, at, n, s0, s1, s2, USES, S, KEEP, BLOCK, FULL)
         else:
             x = decayed(g, tl.load(row + MEASURED_DECAY).to(T), w)
         weight += squares(w, n, BLOCK, FULL)
@@ -557,6 +560,7 @@ def update_leaf(
     USES: tl.constexpr,
     W: tl.constexpr,
     G: tl.constexpr,
+    S: tl.constexpr,
     T: tl.constexpr,
     BLOCK: tl.constexpr,
     FULL: tl.constexpr,
@@ -566,14 +570,14 @@ def update_leaf(
     while at < end:
         n = tl.minimum(size - at, BLOCK).to(tl.int32)
         w = load_weights(layer, at, n, W, T, STREAM, BLOCK, FULL)
-        s0, s1, s2 = load_states(layer, at, n, USES, T, STREAM, BLOCK, FULL)
+        s0, s1, s2 = load_states(layer, at, n, USES, S, T, STREAM, BLOCK, FULL)
         if committed:
             u = CONCLUDE(s0, s1, s2, of_rule)
         else:
             g = scale * load(gradient, at, n, G, STREAM, BLOCK, FULL).to(T)
             d = decayed(g, tl.load(row + GRADIENT_DECAY).to(T), w)
             u, s0, s1, s2 = DIRECTION(d, s0, s1, s2, inside, of_rule)
-            store_states(layer, at, n, s0, s1, s2, USES, T, STREAM, BLOCK, FULL)
+            store_states(layer, at, n, s0, s1, s2, USES, S, STREAM, BLOCK, FULL)
         u = decayed(u, inside * tl.load(row + UPDATE_DECAY).to(T), w)
         store_weights(layer, at, n, kept * w - outside * u, W, T, BLOCK, FULL)
         at += BLOCK
@@ -640,6 +644,7 @@ def measure_item(
     USES: tl.constexpr,
     W: tl.constexpr,
     G: tl.constexpr,
+    S: tl.constexpr,
     T: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -649,19 +654,19 @@ def measure_item(
     row = values + HEADER + width * tl.load(layer + OPTIONS)
     scale = (unscale_of(words, values, row) * tl.load(clip)).to(T)
     of_rule = PREPARE(row + COMMON, step_of(layer), T)
-    early = of_rule[0] & (tl.load(words + SKIPS) == 0)
+    early = of_rule[0] & (tl.load(words + SKIPS) == 0) & (S == T)
     full_end = full_end_of(layer, gradient, size)
     slot = slots + 2 * (tl.load(layer + SLOT) + at // LEAF)
     while at < end:
         if at <= full_end:
             weight, measured = measure_leaf(
                 layer, gradient, row, at, size, scale, of_rule, early,
-                DIRECTION, USES, W, G, T, TILE, True,
+                DIRECTION, USES, W, G, S, T, TILE, True,
             )  # fmt: skip
         else:
             weight, measured = measure_leaf(
                 layer, gradient, row, at, size, scale, of_rule, early,
-                DIRECTION, USES, W, G, T, TAIL, False,
+                DIRECTION, USES, W, G, S, T, TAIL, False,
             )  # fmt: skip
         tl.store(slot, weight)
         tl.store(slot + 1, measured)
@@ -697,6 +702,7 @@ def update_item(
     USES: tl.constexpr,
     W: tl.constexpr,
     G: tl.constexpr,
+    S: tl.constexpr,
     T: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -716,19 +722,19 @@ def update_item(
     inside, outside = place(ratio, rate, row, T)
     kept = (1 - rate * tl.load(row + WEIGHTS_DECAY)).to(T)
     of_rule = PREPARE(row + COMMON, k, T)
-    early = of_rule[0] & (tl.load(words + SKIPS) == 0)
+    early = of_rule[0] & (tl.load(words + SKIPS) == 0) & (S == T)
     committed = measured & early & (tl.load(row + OF_UPDATE) != 0)
     full_end = full_end_of(layer, gradient, size)
     while at < end:
         if at <= full_end:
             update_leaf(
                 layer, gradient, row, at, size, scale, of_rule, inside, outside, kept, committed,
-                DIRECTION, CONCLUDE, USES, W, G, T, TILE, True,
+                DIRECTION, CONCLUDE, USES, W, G, S, T, TILE, True,
             )  # fmt: skip
         else:
             update_leaf(
                 layer, gradient, row, at, size, scale, of_rule, inside, outside, kept, committed,
-                DIRECTION, CONCLUDE, USES, W, G, T, TAIL, False,
+                DIRECTION, CONCLUDE, USES, W, G, S, T, TAIL, False,
             )  # fmt: skip
         at += LEAF
 
@@ -761,10 +767,11 @@ def layerwise_step(
     USES: tl.constexpr,
     W: tl.constexpr,
     G: tl.constexpr,
+    S: tl.constexpr,
     T: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """One step of the layers of one (parameter, gradient) pair of dtypes, `W` and `G`.
+    """One step of the layers whose parameters hold `W`, gradients `G` and states `S`.
 
     Without `G` it scans gradients of all dtypes, and no more; `judged` is 1 in the launches behind
     such a one, whose verdict stands. Each part of an item's visit reads again what it needs of the
@@ -801,7 +808,7 @@ def layerwise_step(
             if ((kind == MEASURE) | (kind == WHOLE)) & (stopped == 0):
                 measure_item(
                     item, layers, words, values, gradients, width, slots, clip,
-                    PREPARE, DIRECTION, USES, W, G, T, TILE,
+                    PREPARE, DIRECTION, USES, W, G, S, T, TILE,
                 )  # fmt: skip
                 last = kind == WHOLE
                 id = tl.load(item + 2)
@@ -820,7 +827,7 @@ def layerwise_step(
                 tl.debug_barrier()
                 update_item(
                     item, layers, words, values, gradients, width, reports, clip, kind != PLAIN,
-                    PREPARE, DIRECTION, CONCLUDE, USES, W, G, T, TILE,
+                    PREPARE, DIRECTION, CONCLUDE, USES, W, G, S, T, TILE,
                 )  # fmt: skip
 
         ticket = n_items

@@ -12,7 +12,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 
 from . import triton_engine
-from .device_plan import CLOCK, Built, DevicePlan, Launch, Pair, Scalars
+from .device_plan import CLOCK, Built, DevicePlan, Dtypes, Launch, Scalars
 from .items import LEAF
 from .layers import HALF
 from .tables import TYPES
@@ -113,17 +113,7 @@ class TritonPlan(DevicePlan):
             work["published"],
             work["clock"],
         )
-        w, g = (None, None) if launch.pair is None else map(triton_type, launch.pair)
-        constants = {
-            "PREPARE": functions.prepare,
-            "DIRECTION": functions.direction,
-            "CONCLUDE": functions.conclude,
-            "USES": built.uses,
-            "W": w,
-            "G": g,
-            "T": tl.float64 if w == tl.float64 else tl.float32,
-            "TILE": tile_of(functions, launch.pair),
-        }
+        constants = constants_of(functions, built.uses, launch.dtypes)
         if interpreted():
             layerwise_step[(2,)](*args, **constants)
             return
@@ -132,16 +122,32 @@ class TritonPlan(DevicePlan):
         layerwise_step[(programs,)](*args, **constants, **compile_options())
 
 
-def tile_of(functions: TritonRule, pair: Pair | None) -> int:
+def constants_of(functions: TritonRule, uses: int, dtypes: Dtypes | None) -> dict[str, Any]:
+    """What the kernel is compiled for; without dtypes it only scans."""
+    w, g, s = (None, None, None) if dtypes is None else map(triton_type, dtypes)
+    return {
+        "PREPARE": functions.prepare,
+        "DIRECTION": functions.direction,
+        "CONCLUDE": functions.conclude,
+        "USES": uses,
+        "W": w,
+        "G": g,
+        "S": s,
+        "T": tl.float64 if w == tl.float64 else tl.float32,
+        "TILE": tile_of(functions, dtypes),
+    }
+
+
+def tile_of(functions: TritonRule, dtypes: Dtypes | None) -> int:
     """Elements that a program holds at a time.
 
     A leaf of float32 where the rule's registers suffice: LARS 233 us instead of 252 on ResNet-50,
     3054 instead of 3269 on BERT-large; other rules would spill. 16-bit values take registers to
     convert, and float64 twice as many.
     """
-    if pair is None or pair[0] in HALF:
+    if dtypes is None or dtypes[0] in HALF:
         return LEAF // 2
-    if pair[0] == torch.float64:
+    if dtypes[0] == torch.float64:
         return LEAF // 4
     return LEAF if functions.light else LEAF // 2
 

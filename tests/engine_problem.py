@@ -211,7 +211,8 @@ class Problem:
         }
         for group in self.groups(0):
             for at in group["params"]:
-                i, dtype = self.members[at], state_dtype(weights[at])
+                i = self.members[at]
+                dtype = state_dtype(rule.complete(group), weights[at])
                 for key in states_of(rule, group, weights[at]):
                     noise = np.float32(0.1) * _drawn(i, self.sizes[i], key)
                     if key == MASTER:  # of the weights and what their rounding lost

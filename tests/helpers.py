@@ -17,7 +17,7 @@ from date_kernels.dispatch import AutomaticStepper
 from date_kernels.layers import HALF, states_of, widened
 from date_kernels.plan import Plan
 from date_kernels.rules import needs_step
-from date_kernels.testing import assert_close, norm_tolerance, tolerance
+from date_kernels.testing import assert_close, norm_tolerance, storage_error, tolerance
 from date_optim.optimizer import LayerwiseOptimizer
 
 Options = dict[str, Any]
@@ -133,8 +133,7 @@ def make_call(
     def state(key: str, i: int) -> Tensor | None:
         if key not in states_of(RULES[rule], of[i], params[i]):
             return None
-        start = None if key == MASTER else RULES[rule].start(key, of[i])
-        tensor = new_state(params[i], f"params[{i}]", start)
+        tensor = new_state(RULES[rule], of[i], params[i], key, f"params[{i}]")
         if taken is not None:
             noise = torch.randn(params[i].shape, generator=generator)
             if key == MASTER:  # within what the parameter's rounding lost
@@ -195,7 +194,7 @@ def judge(
         layer = replace(reference_layer, gradient=gradient)
         ratio = float(telemetry.ratio[i])
         param, master = after.params[i].detach(), after.states.get(MASTER, [None] * (i + 1))[i]
-        storage = str(param.dtype).removeprefix("torch.") if param.dtype in HALF else None
+        storage = name_of(param.dtype) if param.dtype in HALF else None
         if master is None:
             weight = param
         else:
@@ -206,12 +205,21 @@ def judge(
             allowed, allowed_states = 2 * allowed, {k: 2 * v for k, v in allowed_states.items()}
         reference.update(layer, ratio)
         assert_close(widened(weight), layer.weight, allowed, f"params[{i}]")
-        for key, bound in allowed_states.items():
+        for key, before_rounding in allowed_states.items():
             state = after.states[key][i]
             assert state is not None
-            assert_close(state.numpy(), layer.state[key], bound, f"{key} of params[{i}]")
+            kept = layer.state[key]
+            bound = before_rounding
+            if state.dtype in HALF:
+                bound = storage_error(name_of(state.dtype), kept, bound)
+            assert_close(widened(state), kept, bound, f"{key} of params[{i}]")
         counter = after.steps[i]
         assert counter is None or counter.item() == steps[i] + 1
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Return its name without torch's."""
+    return str(dtype).removeprefix("torch.")
 
 
 def norm_error(
@@ -260,8 +268,7 @@ def call_of(optimizer: LayerwiseOptimizer) -> Call:
             saved = optimizer.state.get(param, {})
             used = states_of(rule, group, param)
             for key, column in states.items():
-                start = None if key == MASTER else rule.start(key, group)
-                fresh = saved.get(key, new_state(param, "", start))
+                fresh = saved.get(key, new_state(rule, group, param, key, ""))
                 column.append(fresh if key in used else None)
             # A buffer without a count, torch's, has seen its first step.
             steps.append(saved.get("step", torch.tensor(float("momentum_buffer" in saved))))

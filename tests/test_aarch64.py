@@ -104,7 +104,7 @@ def replay(kernels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # What an engine is given and what it leaves
 
 ITEM_SIZES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
-WEIGHTS, ROUNDED, *STATES, STEP, SIZE, _, _, _, GRADIENT_TYPE, TYPE = range(12)
+WEIGHTS, ROUNDED, *STATES, STEP, SIZE, _, _, _, GRADIENT_TYPE, TYPE, STATE_TYPE = range(13)
 """The columns of a layer (csrc/plan.h)."""
 
 
@@ -127,7 +127,8 @@ def arrays_of(table: NDArray[np.int64]) -> list[Memory]:
     for at, layer in enumerate(table.tolist()):
         param = native.module().TYPES[layer[TYPE]]
         wide = "float64" if param == "float64" else "float32"
-        columns = {WEIGHTS: wide, ROUNDED: param, STEP: "float32", **dict.fromkeys(STATES, wide)}
+        state = native.module().TYPES[layer[STATE_TYPE]]
+        columns = {WEIGHTS: wide, ROUNDED: param, STEP: "float32", **dict.fromkeys(STATES, state)}
         for column, dtype in columns.items():
             elements = 1 if column == STEP else layer[SIZE]
             address, length = layer[column], elements * ITEM_SIZES[dtype]

@@ -49,6 +49,7 @@ STORES: dict[str, Options] = {
     "f16": {"dtype": torch.float16},
     "bf16-master": {"dtype": torch.bfloat16, "master_weights": True},
     "f16-master": {"dtype": torch.float16, "master_weights": True},
+    "bf16-states": {"dtype": torch.bfloat16, "state_dtype": torch.bfloat16},
 }
 stores = pytest.mark.parametrize("store", STORES)
 
@@ -90,12 +91,14 @@ def pickled(optimizer: LayerwiseOptimizer, name: str, store: Options) -> Layerwi
 
 def assert_same_states(a: LayerwiseOptimizer, b: LayerwiseOptimizer) -> None:
     """The same keys, dtypes and bits, in other memory."""
-    for mine, its in zip(members(a), members(b), strict=True):
+    groups = [group for group in a.param_groups for _ in group["params"]]
+    for group, mine, its in zip(groups, members(a), members(b), strict=True):
         states, twins_states = a.state.get(mine, {}), b.state.get(its, {})
         assert list(states) == list(twins_states)
         for key, value in states.items():
             assert value.dtype == twins_states[key].dtype
-            assert value.dtype == (torch.float32 if key == "step" else state_dtype(mine))
+            kept = torch.float32 if key == "step" else state_dtype(group, mine, key)
+            assert value.dtype == kept
             assert bits(value) == bits(twins_states[key]), key
             assert value.data_ptr() != twins_states[key].data_ptr()
 

@@ -196,6 +196,33 @@ def test_every_pair_of_dtypes_in_one_step(rule: str, ratio: str) -> None:
     assert sum(master is not None for master in call.states[MASTER]) == 4
 
 
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("rule", FULL)
+def test_states_of_16_bits(rule: str, ratio: str, backend: str) -> None:
+    """A full leaf and a tail of each dtype, and of cut layers; others have float32 states.
+
+    Masters show what an update was made of.
+    """
+    sizes = (LEAF + 5, 2 * LEAF + 5)
+    params: list[Tensor] = []
+    grads: list[Tensor] = []
+    for dtype in (torch.bfloat16, torch.float16):
+        params += random_tensors(sizes, len(params), dtype)
+        grads += random_tensors(sizes, 100 + len(params), dtype)
+    options = {**VARIANTS[FULL[rule]][1], **RATIOS[ratio], "master_weights": True}
+    if options["momentum_scaling"] != "outside" and ratio == "update":
+        options["momentum_scaling"] = "outside"
+    groups = [
+        {**options, "params": [0, 1], "state_dtype": torch.bfloat16},
+        {**options, "params": [2], "state_dtype": torch.float16},
+        {**options, "params": [3]},
+    ]
+    call = make_call(rule, params, grads, *groups, taken=2)
+    judged(call, small_chunks(rule))
+    kept = [call.states[key][0] for key in date_kernels.RULES[rule].states]
+    assert {x.dtype for x in kept if x is not None} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_full_leaves_at_odd_addresses(clip: float | None) -> None:
     """Of each layer but the last another tensor begins behind a multiple of 16 bytes."""

@@ -63,6 +63,19 @@ def test_16_bit_parameters_have_float32_states(
         )
 
 
+@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_state_dtype_halves_the_states_of_16_bit_parameters(name: str, dtype: torch.dtype) -> None:
+    """To what torch keeps, which has them in the parameter's dtype."""
+    cls, torchs = TWINS[name.split("-", maxsplit=1)[0]]
+    wide = stepped(cls, dtype, **FULL[name])
+    narrow = stepped(cls, dtype, state_dtype=dtype, **FULL[name])
+    counters = sum(values["step"].nbytes for values in wide.state.values() if "step" in values)
+    assert bytes_of(narrow) - counters == (bytes_of(wide) - counters) / 2
+    others = sum(4 for values in narrow.state.values() if "step" in values)
+    assert bytes_of(narrow) - others <= bytes_of(stepped(torchs, dtype, **FULL[name]))
+
+
 PEAK = """
 import re, sys, torch
 from date_optim import {name}

@@ -58,6 +58,7 @@ LAYERWISE: Options = {
     "momentum_scaling": "ratio_inside",
     "weight_decay_in": "update",
     "master_weights": True,
+    "state_dtype": torch.float32,
     "on_nonfinite": "skip",
 }
 

@@ -35,19 +35,20 @@ def rows(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) 
     return found
 
 
-def test_every_rule_and_pair_compiles_for_every_target(rows: Rows) -> None:
-    compiled = {(row["rule"], row["pair"], row["target"]) for row in rows}
-    rules = {rule for rule, pair, _ in compiled if pair != "scan"}
-    pairs = {pair for _, pair, _ in compiled if pair != "scan"}
+def test_every_rule_compiles_for_all_dtypes_and_targets(rows: Rows) -> None:
+    compiled = {(row["rule"], row["dtypes"], row["target"]) for row in rows}
+    rules = {rule for rule, dtypes, _ in compiled if dtypes != "scan"}
+    every = {dtypes for _, dtypes, _ in compiled if dtypes != "scan"}
     targets = {"sm_80", "sm_90", "sm_100", "gfx942"}
-    assert len(rules) == len(pairs) == 6
-    assert compiled >= {(r, p, t) for r in rules for p in pairs for t in targets}
+    assert len(rules) == 6
+    assert len(every) == 7
+    assert compiled >= {(r, d, t) for r in rules for d in every for t in targets}
     assert compiled >= {("sgd", "scan", target) for target in targets}
 
 
 def test_two_programs_share_a_multiprocessor_and_nothing_spills(rows: Rows) -> None:
-    checked = ("float32/float32", "scan")
-    of_float32 = [row for row in rows if "registers" in row and row["pair"] in checked]
+    checked = ("f32/f32/f32", "scan")
+    of_float32 = [row for row in rows if "registers" in row and row["dtypes"] in checked]
     assert len(of_float32) >= 21
     for row in of_float32:
         assert row["registers"] <= 128, row
@@ -59,7 +60,7 @@ def test_full_leaves_are_loaded_and_stored_16_bytes_at_a_time(rows: Rows) -> Non
     """Weights and gradient are read to measure and to update, and so are states, and gradients to
     scan a leaf; of 256 threads each takes its share of a tile, four elements an access."""
     for row in rows:
-        if "registers" in row and row["pair"] == "float32/float32":
+        if "registers" in row and row["dtypes"] == "f32/f32/f32":
             states = row["uses"].bit_count()
             each = row["tile"] // (256 * 4)  # accesses a thread and array
             assert row["wide_loads"] >= each * (4 + 2 * states) + LEAF // (256 * 4), row

@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from date_kernels import RULES
+from date_kernels.device_plan import Dtypes
 from date_kernels.triton_engine import layerwise_step
-from date_kernels.triton_plan import REGISTERS, compile_options, tile_of, triton_type
+from date_kernels.triton_plan import REGISTERS, compile_options, constants_of
 from date_kernels.triton_rules import TRITON_RULES
 
 TARGETS = {
@@ -35,7 +35,16 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 F32, F64, B16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
-PAIRS = ((F32, F32), (F64, F64), (B16, B16), (B16, F32), (F16, F16), (F16, F32))
+DTYPES = (
+    (F32, F32, F32),
+    (F64, F64, F64),
+    (B16, B16, F32),
+    (B16, F32, F32),
+    (F16, F16, F32),
+    (F16, F32, F32),
+    (B16, B16, B16),
+)
+"""Of parameters, gradients and states."""
 
 POINTERS = {
     "items": "*i32",
@@ -51,11 +60,11 @@ POINTERS = {
     "clock": "*i32",
 }
 
-Case = tuple[str, int, tuple[torch.dtype, torch.dtype] | None, str]
+Case = tuple[str, int, Dtypes | None, str]
 
 
 def cases() -> list[Case]:
-    """Every rule with each set of states that its variants use, over all pairs and targets."""
+    """Every rule with each set of states that its variants use, over all dtypes and targets."""
     of_rules: list[tuple[str, int]] = []
     for name, rule in RULES.items():
         for variant in rule.variants.values():
@@ -66,26 +75,21 @@ def cases() -> list[Case]:
     for name in RULES:
         distinct = sorted({uses for rule, uses in of_rules if rule == name})
         for target in TARGETS:
-            every += [(name, uses, PAIRS[0], target) for uses in distinct]
-            every += [(name, distinct[-1], pair, target) for pair in PAIRS[1:]]
+            every += [(name, uses, DTYPES[0], target) for uses in distinct]
+            every += [(name, distinct[-1], each, target) for each in DTYPES[1:]]
     return [*every, *(("sgd", 0, None, target) for target in TARGETS)]
+
+
+def short(dtype: torch.dtype) -> str:
+    """``f32`` for float32, and so on."""
+    return re.sub("torch.(b?f)loat", r"\1", str(dtype))
 
 
 def compiled(case: Case) -> dict[str, Any]:
     """Compile a case and read what it takes off its artifacts."""
-    name, uses, pair, target = case
+    name, uses, dtypes, target = case
     functions = TRITON_RULES[name]
-    w, g = (None, None) if pair is None else map(triton_type, pair)
-    constants = {
-        "PREPARE": functions.prepare,
-        "DIRECTION": functions.direction,
-        "CONCLUDE": functions.conclude,
-        "USES": uses,
-        "W": w,
-        "G": g,
-        "T": tl.float64 if w == tl.float64 else tl.float32,
-        "TILE": tile_of(functions, pair),
-    }
+    constants = constants_of(functions, uses, dtypes)
     parameters = [parameter.name for parameter in layerwise_step.params]
     signature = {key: POINTERS.get(key, "i32") for key in parameters}
     signature |= dict.fromkeys(constants, "constexpr")
@@ -99,7 +103,7 @@ def compiled(case: Case) -> dict[str, Any]:
         "rule": name,
         "uses": uses,
         "tile": constants["TILE"],
-        "pair": "scan" if pair is None else "/".join(str(x).removeprefix("torch.") for x in pair),
+        "dtypes": "scan" if dtypes is None else "/".join(map(short, dtypes)),
         "target": target,
     }
     return row | (of_ptx(kernel) if "ptx" in kernel.asm else of_amdgcn(kernel))
@@ -150,12 +154,12 @@ def main() -> None:
         rows = list(pool.map(compiled, cases(), chunksize=4))
     columns = ("registers", "spilled_bytes", "wide_loads", "wide_stores", "local", "fused")
     of_amd = {"registers": "vector_registers", "spilled_bytes": "private_bytes"}
-    print(f"{'rule':9} uses tile {'pair':18} {'target':7}", *(f"{name:>13}" for name in columns))
+    print(f"{'rule':9} uses tile {'dtypes':18} {'target':7}", *(f"{name:>13}" for name in columns))
     for row in rows:
         read = (row.get(name, row.get(of_amd.get(name, ""), "-")) for name in columns)
         values = (f"{value:>13}" for value in read)
         print(
-            f"{row['rule']:9} {row['uses']:4} {row['tile']:4} {row['pair']:18} {row['target']:7}",
+            f"{row['rule']:9} {row['uses']:4} {row['tile']:4} {row['dtypes']:18} {row['target']:7}",
             *values,
         )
     if arguments.json is not None:

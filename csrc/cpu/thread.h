@@ -90,6 +90,7 @@ class ThreadChunk {
         layer_(layer),
         weights_{layer.weights, kType},
         gradient_{gradient, static_cast<Type>(layer.gradient_type)},
+        states_type_(static_cast<Type>(layer.state_type)),
         begin_(item.begin),
         end_(item.end) {
     if (layer.weights == nullptr) weights_ = {layer.rounded, static_cast<Type>(layer.type)};
@@ -163,9 +164,9 @@ class ThreadChunk {
   void step(Scale<T> scale) const {
     Buffer w_buffer, g_buffer;
     blocks([&](std::int64_t at, std::int64_t n) {
-      T* const w = writable(at, n, w_buffer);
+      T* const w = writable(weights_, at, n, w_buffer);
       advance<V>(at, n, w, read(gradient_, at, n, g_buffer), scale);
-      round(w, at, n);
+      if (layer_.rounded != nullptr) round(w, layer_.rounded, static_cast<Type>(layer_.type), at, n);
     });
   }
 
@@ -173,9 +174,9 @@ class ThreadChunk {
   void conclude(Scale<T> scale) const {
     Buffer w_buffer;
     blocks([&](std::int64_t at, std::int64_t n) {
-      T* const w = writable(at, n, w_buffer);
+      T* const w = writable(weights_, at, n, w_buffer);
       conclude<V>(at, n, w, scale);
-      round(w, at, n);
+      if (layer_.rounded != nullptr) round(w, layer_.rounded, static_cast<Type>(layer_.type), at, n);
     });
   }
 
@@ -186,7 +187,8 @@ class ThreadChunk {
   void advance(std::int64_t at, std::int64_t n, T* __restrict w, const T* __restrict g,
                Scale<T> scale) const {
     const Rule r = rule;  // a copy that no store can alias
-    const States<V> s(layer_, at);
+    Buffer buffers[kStates];
+    const States<V> s = states<V>(at, n, buffers);
 #pragma omp simd
     for (std::int64_t i = 0; i < n; ++i) {
       T t[kStates];
@@ -195,6 +197,9 @@ class ThreadChunk {
       s.store(i, t);
       w[i] = r.applied(w[i], u, scale.out);
     }
+    for (int k = 0; k < kStates; ++k) {
+      if (Rule::kUses[V][k]) round(s.arrays[k], layer_.states[k], states_type_, at, n);
+    }
   }
 
   /// The update before its ratio is known, and with Commit the states that it leaves.
@@ -202,7 +207,8 @@ class ThreadChunk {
   void preview(std::int64_t at, std::int64_t n, const T* __restrict w, const T* __restrict g,
                T* __restrict u) const {
     const Rule r = rule;
-    const States<V> s(layer_, at);
+    Buffer buffers[kStates];
+    const States<V> s = states<V>(at, n, buffers);
 #pragma omp simd
     for (std::int64_t i = 0; i < n; ++i) {
       T t[kStates];
@@ -216,7 +222,8 @@ class ThreadChunk {
   template <int V>
   void conclude(std::int64_t at, std::int64_t n, T* __restrict w, Scale<T> scale) const {
     const Rule r = rule;
-    const States<V> s(layer_, at);
+    Buffer buffers[kStates];
+    const States<V> s = states<V>(at, n, buffers);
 #pragma omp simd
     for (std::int64_t i = 0; i < n; ++i) {
       T t[kStates];
@@ -225,16 +232,11 @@ class ThreadChunk {
     }
   }
 
-  /// The states that a variant uses, from element `at` on.
+  /// The states that a variant uses.
   template <int V>
   struct States {
     T* __restrict arrays[kStates];
 
-    States(const Layer& layer, std::int64_t at) {
-      for (int k = 0; k < kStates; ++k) {
-        arrays[k] = Rule::kUses[V][k] ? static_cast<T*>(layer.states[k]) + at : nullptr;
-      }
-    }
     DK_INLINE void load(std::int64_t i, T (&t)[kStates]) const {
       for (int k = 0; k < kStates; ++k) t[k] = Rule::kUses[V][k] ? arrays[k][i] : T(0);
     }
@@ -247,10 +249,21 @@ class ThreadChunk {
 
   // --- memory
 
+  /// n elements of each state that a variant uses: its own memory, or converted into a buffer.
+  template <int V>
+  States<V> states(std::int64_t at, std::int64_t n, Buffer (&buffers)[kStates]) const {
+    States<V> s{};
+    for (int k = 0; k < kStates; ++k) {
+      if (Rule::kUses[V][k]) s.arrays[k] = writable({layer_.states[k], states_type_}, at, n, buffers[k]);
+    }
+    return s;
+  }
+
   /// f(at, n) for the parts of the chunk: itself, or blocks of what must pass through a buffer.
   template <class F>
   void blocks(F f) const {
-    const bool direct = weights_.type == kType && gradient_.type == kType && layer_.rounded == nullptr;
+    const bool direct = weights_.type == kType && gradient_.type == kType && layer_.rounded == nullptr &&
+                        states_type_ == kType;
     const std::int64_t size = direct ? end_ - begin_ : kBlock;
     for (std::int64_t at = begin_; at < end_; at += size) f(at, std::min(size, end_ - at));
   }
@@ -265,23 +278,22 @@ class ThreadChunk {
     return static_cast<const T*>(array.data) + at;
   }
 
-  T* writable(std::int64_t at, std::int64_t n, Buffer& buffer) const {
-    return const_cast<T*>(read(weights_, at, n, buffer));
+  T* writable(const Array& array, std::int64_t at, std::int64_t n, Buffer& buffer) const {
+    return const_cast<T*>(read(array, at, n, buffer));
   }
 
-  /// Gives the 16-bit parameter, where there is one, the new weights.
-  void round(const T* w, std::int64_t at, std::int64_t n) const {
+  /// Gives an array of 16 bits its new values.
+  void round(const T* values, void* array, Type type, std::int64_t at, std::int64_t n) const {
     if constexpr (std::is_same_v<T, float>) {
-      if (layer_.rounded == nullptr) return;
-      auto* const bits = static_cast<std::uint16_t*>(layer_.rounded) + at;
-      const auto type = static_cast<Type>(layer_.type);
-      if (type == Type::bfloat16) narrow<Bfloat16>(w, bits, n);
-      if (type == Type::float16) narrow<Float16>(w, bits, n);
+      auto* const bits = static_cast<std::uint16_t*>(array) + at;
+      if (type == Type::bfloat16) narrow<Bfloat16>(values, bits, n);
+      if (type == Type::float16) narrow<Float16>(values, bits, n);
     }
   }
 
   const Layer& layer_;
   Array weights_, gradient_;
+  const Type states_type_;
   const std::int64_t begin_, end_;
 };
 

@@ -263,12 +263,24 @@ class BlockChunk {
 
   template <int V, Hint hint>
   __device__ void get_states(std::int64_t at, int n) {
-    each_state<V>([&](auto k) { Tile::template get<T, hint>(s_[k], layer_.states[k], at, n, aligned_); });
+    each_state<V>([&](auto k) {
+      if (!std::is_same_v<T, W> && has_16_bits(static_cast<Type>(layer_.state_type))) {
+        Tile::template get<W, hint>(s_[k], layer_.states[k], at, n, aligned_);
+      } else {
+        Tile::template get<T, hint>(s_[k], layer_.states[k], at, n, aligned_);
+      }
+    });
   }
 
   template <int V, Hint hint>
   __device__ void put_states(std::int64_t at, int n) {
-    each_state<V>([&](auto k) { Tile::template put<T, hint>(s_[k], layer_.states[k], at, n, aligned_); });
+    each_state<V>([&](auto k) {
+      if (!std::is_same_v<T, W> && has_16_bits(static_cast<Type>(layer_.state_type))) {
+        Tile::template put<W, hint>(s_[k], layer_.states[k], at, n, aligned_);
+      } else {
+        Tile::template put<T, hint>(s_[k], layer_.states[k], at, n, aligned_);
+      }
+    });
   }
 
   Block& block_;

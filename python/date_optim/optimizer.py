@@ -22,6 +22,7 @@ from date_kernels import (
     Stepper,
     Telemetry,
     check_saved_state,
+    check_state_dtype,
     has_master,
     make_collect,
     make_stepper,
@@ -51,6 +52,7 @@ class Layerwise(TypedDict, total=False):
     momentum_scaling: str
     weight_decay_in: str
     master_weights: bool
+    state_dtype: torch.dtype | None
     on_nonfinite: str
 
 
@@ -61,6 +63,7 @@ _LAYERWISE = Layerwise(
     momentum_scaling="outside",
     weight_decay_in="gradient",
     master_weights=False,
+    state_dtype=None,
     on_nonfinite="propagate",
 )
 
@@ -154,6 +157,9 @@ class LayerwiseOptimizer(Optimizer):
         super().add_param_group(group)
         try:
             self._check_flags(self.param_groups[-1], self.param_groups[-1]["params"])
+            names = self._names()
+            for param in self.param_groups[-1]["params"]:
+                check_state_dtype(self.param_groups[-1], param, names[id(param)])
             self.param_groups[-1]["exclude"] = _resolve(exclude, self.param_groups[-1])
         except BaseException:
             self.param_groups.pop()
@@ -268,7 +274,7 @@ class LayerwiseOptimizer(Optimizer):
             for param, index in zip(own["params"], group["params"], strict=True):
                 for key, value in (states.get(index) or {}).items():
                     if isinstance(value, Tensor) and key in known:
-                        dtype = torch.float32 if key == "step" else state_dtype(param)
+                        dtype = torch.float32 if key == "step" else state_dtype(group, param, key)
                         self.state[param][key] = value.to(param.device, dtype)
 
     @property
@@ -560,13 +566,13 @@ class _Gathered(_Layers):
         group: dict[str, Any],
         names: Callable[[], dict[int, str]],
     ) -> None:
-        def new(key: str, param: Tensor, start: float | None) -> Tensor:
-            tensor = new_state(param, names()[id(param)], start)
+        def new(key: str, param: Tensor) -> Tensor:
+            tensor = new_state(rule, group, param, key, names()[id(param)])
             self.new.append((len(self.params), key, tensor))
             return tensor
 
         saved_of = optimizer.state.get
-        columns = [(key, self.states[key], rule.start(key, group)) for key in rule.used(group)]
+        columns = [(key, self.states[key]) for key in rule.used(group)]
         masters = self.states[MASTER] if group["master_weights"] else None
         counted = needs_step(rule, group)
         first = len(self.params)
@@ -584,12 +590,12 @@ class _Gathered(_Layers):
             if group["trust"]:
                 check_whole(param, partial(_name_in, names, param))
             saved = saved_of(param) or {}
-            for key, column, start in columns:
+            for key, column in columns:
                 state = saved.get(key)
-                column.append(new(key, param, start) if state is None else state)
+                column.append(new(key, param) if state is None else state)
             state = saved.get(MASTER)
             if has_master(group, param):
-                state = new(MASTER, param, None) if state is None else state
+                state = new(MASTER, param) if state is None else state
             elif state is not None:
                 self.stale.append(len(self.params))
                 state = None

@@ -1,7 +1,8 @@
 """torch.optim's classes on the fused layer-wise step.
 
 Parameters are float32, float64, bfloat16 or float16; arithmetic and states are float64 for float64,
-else float32. A gradient has its parameter's dtype, or float32 beside a 16-bit parameter.
+else float32, unless `state_dtype` says another. A gradient has its parameter's dtype, or float32
+beside a 16-bit parameter.
 
 Note [Layer-wise arguments]. Beside torch's arguments every class here takes
 
@@ -22,6 +23,11 @@ master_weights : bool
     of the copy, the parameter is its rounding. What else writes to such a parameter (weights
     loaded or swapped in, say) lasts one step at most, unless ``state[param]["master"]`` is deleted
     or written, too.
+state_dtype : torch.dtype, optional
+    What states are kept in: the dtype of the arithmetic (None), or for 16-bit parameters their own,
+    which saves half of it. Each step computes in float32 and rounds what it stores, so that changes
+    of a state smaller than its last bit are lost: an average of squares in bfloat16 with a decay of
+    0.999 hardly moves. Master weights stay float32.
 momentum_scaling : {"outside", "inside", "ratio_inside"}
     For rules with a momentum buffer: where learning rate and ratio stand. Both outside it
     (TensorFlow), both inside it (LARS paper, TPU, optax), or the ratio alone inside (timm, LARC).

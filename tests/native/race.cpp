@@ -113,7 +113,8 @@ class Steps {
                .measures = 0,
                .options = 0,
                .gradient_type = 0,
-               .type = 0};
+               .type = 0,
+               .state_type = 0};
       gradients_[i] = memory_[i][1].data();
       for (int k = 0; k < kMaxStates; ++k) layer.states[k] = memory_[i][2 + k].data();
       slots += (sizes_[i] + kLeaf - 1) / kLeaf;
