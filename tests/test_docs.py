@@ -56,6 +56,26 @@ def test_the_page_on_torch_runs() -> None:
     assert not any(map(torch.equal, before, model.parameters()))
 
 
+def test_the_page_on_schedules_runs() -> None:
+    """To the change of the batch size, and its comments are right."""
+    page = (ROOT / "docs/schedules.md").read_text(encoding="utf-8")
+    model = torch.nn.Linear(3, 2)
+    names: dict[str, Any] = {
+        "torch": torch,
+        "LambdaLR": torch.optim.lr_scheduler.LambdaLR,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "loss": torch.nn.functional.cross_entropy,
+        "batches": 102 * [(torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))],
+    }
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    recipe, scheduler = names["recipe"], names["scheduler"]
+    assert (round(recipe.peak, 9), recipe.warmup_epochs, recipe.iterations) == (32, 10, 3519)
+    assert scheduler.recipe == recipe.then(65_536, after=100)
+    assert scheduler.recipe.iterations == 100 + -(-(3519 - 100) // 2)
+
+
 def test_the_readmes_example_runs() -> None:
     example = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert example is not None
