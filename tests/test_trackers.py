@@ -19,6 +19,7 @@ from date_optim import (
     summarize,
     write_tensorboard,
 )
+from date_optim.telemetry import Reading
 
 NAN = math.nan
 LAYERS = {
@@ -137,13 +138,13 @@ def test_every_is_at_least_1(every: int) -> None:
 def test_a_logger_reads_only_the_steps_that_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     param, optimizer = an_optimizer()
     reads = []
-    read = SGD.read_telemetry
+    read = SGD.start_reading
 
-    def counted(self: SGD) -> dict[str, LayerTelemetry]:
+    def counted(self: SGD) -> Reading:
         reads.append(1)
         return read(self)
 
-    monkeypatch.setattr(SGD, "read_telemetry", counted)
+    monkeypatch.setattr(SGD, "start_reading", counted)
     logged(optimizer, every=5)
     for _ in range(10):
         param.grad = torch.ones(2)

@@ -31,7 +31,7 @@ from date_kernels import (
 from date_kernels.rules import Rule, check_common, check_group, needs_step
 
 from .compiled import handle_of, kind_of, take_step
-from .telemetry import LayerTelemetry
+from .telemetry import Arrivals, LayerTelemetry, Reading
 from .trust_ratio import TrustRatio, group_options
 from .whole import check_whole
 
@@ -461,8 +461,20 @@ class LayerwiseOptimizer(Optimizer):
         """What errors call a layer of a step."""
         return self._names()[id(params[layer])]
 
-    def read_telemetry(self) -> dict[str, LayerTelemetry]:
+    def start_reading(self) -> Reading:
+        """Have a GPU send what the last step found out, without waiting for it."""
+        params, telemetry = self.__dict__.get("_telemetry", ([], None))
+        return Reading(params, telemetry, self._names)
+
+    def read_telemetry(self, wait: bool = True) -> dict[str, LayerTelemetry]:
         """What the last step found out about each layer that took part in it.
+
+        Parameters
+        ----------
+        wait : bool, default: True
+            Wait for a GPU to have finished the step. If not, the numbers are of the newest step
+            that was read so and has finished; there are none before the first has. The next calls
+            bring this step's. Without a GPU it is finished already.
 
         Returns
         -------
@@ -470,22 +482,11 @@ class LayerwiseOptimizer(Optimizer):
             By the parameter's name where the optimizer was given ``named_parameters()``, else
             ``"<group>.<index>"``. Empty before the first step. It is not part of ``state_dict()``.
         """
-        if "_telemetry" not in self.__dict__:
-            return {}
-        params, telemetry = self._telemetry
-        names = self._names()
-        return {
-            names[id(param)]: LayerTelemetry(
-                weight_norm=float(telemetry.weight_norm[i]),
-                measured_norm=float(telemetry.measured_norm[i]),
-                raw_ratio=float(telemetry.raw_ratio[i]),
-                ratio=float(telemetry.ratio[i]),
-                clamp=int(telemetry.clamp[i]),
-                skipped=bool(telemetry.skipped[i]),
-            )
-            for i, param in enumerate(params)
-            if id(param) in names
-        }
+        reading = self.start_reading()
+        if wait:
+            return reading.layers()
+        arrivals: Arrivals = self.__dict__.setdefault("_arrivals", Arrivals())
+        return arrivals.newest(reading)
 
 
 class _Layers:
