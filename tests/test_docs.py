@@ -32,13 +32,17 @@ def test_examples_run(name: str) -> None:
 
 # torch's own modules, as torch.compile imports them.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-def test_the_page_on_torch_runs() -> None:
+def test_the_page_on_torch_runs(tmp_path: Path) -> None:
     """Block after block, and then steps by what they leave."""
     page = (ROOT / "docs/torch.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     batches = 2 * [(torch.randn(8, 20), torch.arange(8) % 3)]
     rows: list[int] = []
-    names: dict[str, Any] = {"batches": batches, "log": lambda numbers, step: rows.append(step)}
+    names: dict[str, Any] = {
+        "batches": batches,
+        "folder": tmp_path,
+        "log": lambda numbers, step: rows.append(step),
+    }
     for block in blocks:
         exec(block, names)
     model, opt = names["model"], names["opt"]
@@ -51,6 +55,8 @@ def test_the_page_on_torch_runs() -> None:
         param.grad = torch.ones_like(param)
     opt.step()
     assert rows == [1]
+    names["file"].close()
+    assert json.loads((tmp_path / "ratios.jsonl").read_text(encoding="utf-8"))["step"] == 1
     before = [param.clone() for param in model.parameters()]
     names["compiled_step"]()
     assert not any(map(torch.equal, before, model.parameters()))

@@ -488,6 +488,38 @@ class LayerwiseOptimizer(Optimizer):
         arrivals: Arrivals = self.__dict__.setdefault("_arrivals", Arrivals())
         return arrivals.newest(reading)
 
+    def report_per_parameter_metrics(
+        self, param: Tensor, name: str, optimizer_metrics: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Add the numbers of a parameter: Composer's ``OptimizerMonitor`` looks for this method.
+
+        It calls it for every parameter that has a gradient, after a step; the first call waits for
+        a GPU.
+
+        Parameters
+        ----------
+        param : Tensor
+        name : str
+            What the monitor calls it.
+        optimizer_metrics : dict
+            Gets ``trust/ratio/<name>``, ``trust/raw_ratio/<name>``, ``trust/weight_norm/<name>``
+            and ``trust/measured_norm/<name>`` where the parameter has a ratio of its own.
+
+        Returns
+        -------
+        dict
+            `optimizer_metrics`.
+        """
+        reading = self.start_reading()
+        known, layers = self.__dict__.get("_reported", (None, {}))
+        if reading.telemetry is not known:
+            layers = reading.by_id()
+            self._reported = reading.telemetry, layers
+        if id(param) in layers:
+            numbers = layers[id(param)].scalars(name)
+            optimizer_metrics |= {f"trust/{key}": value for key, value in numbers.items()}
+        return optimizer_metrics
+
 
 class _Layers:
     """The layers of a step, as the sequences that the kernels take; none yet."""

@@ -54,6 +54,11 @@ class LayerTelemetry:
         """Whether the layer has a trust ratio of its own, and one that is a number."""
         return not (self.skipped or math.isnan(self.raw_ratio))
 
+    def scalars(self, name: str) -> dict[str, float]:
+        """``ratio/<name>`` and the numbers behind it; nothing for a layer without its own ratio."""
+        keys = ("ratio", "raw_ratio", "weight_norm", "measured_norm") if self.is_measured else ()
+        return {f"{key}/{name}": getattr(self, key) for key in keys}
+
 
 class Reading:
     """The numbers of one step on their way to the host; `LayerwiseOptimizer.start_reading`.
@@ -86,12 +91,17 @@ class Reading:
         return self.telemetry is None or self.telemetry.has_arrived
 
     def layers(self) -> dict[str, LayerTelemetry]:
-        """The numbers by layer; waits for them."""
-        if self.telemetry is None:
+        """The numbers by the layer's name; waits for them."""
+        names = self._names()
+        return {names[key]: layer for key, layer in self.by_id().items() if key in names}
+
+    def by_id(self) -> dict[int, LayerTelemetry]:
+        """The numbers by the parameter's id; waits for them."""
+        found = self.telemetry
+        if found is None:
             return {}
-        found, names = self.telemetry, self._names()
         return {
-            names[id(param)]: LayerTelemetry(
+            id(param): LayerTelemetry(
                 weight_norm=float(found.weight_norm[i]),
                 measured_norm=float(found.measured_norm[i]),
                 raw_ratio=float(found.raw_ratio[i]),
@@ -100,7 +110,6 @@ class Reading:
                 skipped=bool(found.skipped[i]),
             )
             for i, param in enumerate(self._params)
-            if id(param) in names
         }
 
 
@@ -178,9 +187,7 @@ def scalars(layers: Layers, prefix: str = "trust/") -> dict[str, float]:
     """
     found = summarize(layers)
     for name, layer in layers.items():
-        if layer.is_measured:
-            for key in ("ratio", "raw_ratio", "weight_norm", "measured_norm"):
-                found[f"{key}/{name}"] = getattr(layer, key)
+        found |= layer.scalars(name)
     return {prefix + key: value for key, value in found.items()}
 
 
