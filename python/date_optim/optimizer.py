@@ -372,10 +372,14 @@ class LayerwiseOptimizer(Optimizer):
         handle: list[int],
     ) -> None:
         """Fill the lists with a group's layers; Dynamo runs it while it traces a step."""
-        gathered = _Gathered(self)
-        gathered.keep_new_states(self, None)
-        handle.append(handle_of(self))
         [number] = [i for i, own in enumerate(self.param_groups) if own is group]
+        if number == 0:  # all groups at once, for the calls that follow
+            self._traced = _Gathered(self)
+            self._traced.keep_new_states(self, None)
+        gathered = self._traced
+        if number == len(self.param_groups) - 1:
+            del self._traced
+        handle.append(handle_of(self))
         places = {id(param): place for place, param in enumerate(group["params"])}
         for layer in gathered.groups[number]["params"]:
             params.append(gathered.params[layer])
