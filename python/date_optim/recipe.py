@@ -130,8 +130,8 @@ class Recipe:
     every batch size (LEGW), and so its progress is counted in iterations: what a change leaves of
     it takes as many steps as before. Where the decay starts follows from that. So the rate is
     continuous in both, but for the peak, which jumps by the root of the batch sizes' ratio (or by
-    the ratio itself); a decay's floor, which is absolute, does not. Back at its size a run is on
-    the curve that it left, since a decay knows of samples alone.
+    the ratio itself); a decay's floor, which is absolute, does not. Back at its size a run that
+    left it after the warm-up is on its curve again: a decay knows of samples alone.
     """
 
     baseline: Baseline
@@ -306,8 +306,9 @@ class Recipe:
     def factor(self, optimizer: Optimizer) -> RecipeFactor:
         """Make a callable for torch's ``LambdaLR``, which multiplies it by the groups' own rates.
 
-        It gives ``eta/peak``; one serves all groups. `scheduler` needs no such rates, and is what
-        to take where ``LambdaLR`` itself is not asked for.
+        It gives ``eta/peak``, above 1 at a larger batch size of `then`; one serves all groups. What
+        it gives is fixed: `RecipeScheduler.set_batch_size` has no counterpart here. `scheduler`
+        needs no such rates, and is what to take where ``LambdaLR`` itself is not asked for.
 
         Parameters
         ----------
