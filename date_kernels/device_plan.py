@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .host_copy import HostCopy
 from .items import LEAF, Kind, build_items, check_order
 from .layers import CPU, Call, check_layers, check_layout, name_in, state_dtype
 from .options import Group
@@ -71,20 +72,41 @@ class Scalars(NamedTuple):
 
 
 class DeviceTelemetry(Telemetry):
-    """What a step on a device found out; the first look at it waits for the device."""
+    """What a step on a device found out; the first look at it waits for the device.
 
-    def __init__(self, read: Callable[[], dict[str, Any]]) -> None:
-        object.__setattr__(self, "_read", read)
+    Parameters
+    ----------
+    source : Tensor
+        The device's numbers, which the next step overwrites.
+    columns : callable
+        Makes the attributes from them.
+    """
+
+    def __init__(
+        self, source: Tensor, columns: Callable[[NDArray[np.float64]], dict[str, Any]]
+    ) -> None:
+        self.__dict__.update(_source=source, _columns=columns, _copy=None)
 
     @property
     def is_known(self) -> bool:
         """Whether it has been read."""
         return "ratio" in self.__dict__
 
+    @property
+    def has_arrived(self) -> bool:
+        """Whether a look at it waits for nothing, after `start_copy`."""
+        return self._copy is not None and self._copy.has_arrived
+
+    def start_copy(self) -> None:
+        """Have the device send it, in one copy; nobody waits."""
+        if self._copy is None:
+            self.__dict__["_copy"] = HostCopy(self._source)
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        self.__dict__.update(self._read())
+        self.start_copy()
+        self.__dict__.update(self._columns(self._copy.numpy()))
         return self.__dict__[name]
 
 
@@ -373,11 +395,14 @@ def _upload(array: NDArray[Any], device: torch.device) -> Tensor:
 
 def _workspace(n_layers: int, n_slots: int, device: torch.device) -> dict[str, Tensor]:
     """What kernels keep between items, and from launch to launch."""
-    reports = np.tile([math.nan, math.nan, math.nan, 1.0, 0.0, 0.0], (n_layers, 1))
+    reports = np.tile([math.nan, math.nan, math.nan, 1.0, 0.0, 0.0], n_layers)
+    # In one piece, which one copy brings to the host.
+    telemetry = _upload(np.append(reports, [math.nan, 1.0, 0.0]), device)
     return {
         "slots": torch.empty(2 * n_slots, dtype=torch.float64, device=device),
-        "reports": _upload(reports, device),
-        "verdict": _upload(np.array([math.nan, 1.0, 0.0]), device),
+        "telemetry": telemetry,
+        "reports": telemetry[:-3].view(n_layers, 6),
+        "verdict": telemetry[-3:],
         "arrived": torch.zeros(n_layers, dtype=torch.int32, device=device),
         "published": torch.zeros(n_layers, dtype=torch.int32, device=device),
         "clock": torch.zeros(CLOCK, dtype=torch.int32, device=device),
@@ -394,20 +419,19 @@ def _on(device: torch.device) -> Iterator[None]:
 
 
 def _telemetry(built: Built) -> DeviceTelemetry:
-    def read() -> dict[str, Any]:
-        table = built.workspace["reports"].cpu().numpy()
+    def columns(numbers: NDArray[np.float64]) -> dict[str, Any]:
+        table = numbers[:-3].reshape(-1, 6)
         reports = np.empty_like(table)
         reports[built.order] = table
-        total_norm, clip, skip = built.workspace["verdict"].tolist()
+        total_norm, clip, skip = numbers[-3:].tolist()
         if skip:
             reports[:] = [math.nan, math.nan, math.nan, 1.0, 0.0, 1.0]
         names = ("weight_norm", "measured_norm", "raw_ratio", "ratio", "clamp")
-        columns = dict(zip(names, reports.T.copy()[:5], strict=True))
         return {
-            **columns,
+            **dict(zip(names, reports.T.copy()[:5], strict=True)),
             "skipped": reports[:, 5] != 0,
             "total_norm": total_norm if built.clips else math.nan,
             "clip": clip if built.clips else 1.0,
         }
 
-    return DeviceTelemetry(read)
+    return DeviceTelemetry(built.workspace["telemetry"], columns)

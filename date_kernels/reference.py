@@ -111,6 +111,14 @@ class Telemetry:
         """Whether it can be read without waiting for a device."""
         return True
 
+    @property
+    def has_arrived(self) -> bool:
+        """Whether it can be read without waiting for a device, after `start_copy`."""
+        return True
+
+    def start_copy(self) -> None:
+        """Have a device send it."""
+
 
 def norm(x: Array) -> float:
     """Return the Euclidean norm of all elements; a NaN or an infinity among them shows in it.

@@ -17,6 +17,7 @@ from torch.nn import Parameter
 
 from date_kernels import RULES
 from date_optim import LAMB, LARS, SGD, AdamW, RMSprop, TelemetryLogger, TrustRatio
+from date_optim import optimizer as optimizer_module
 from date_optim.compiled import handle_of, kind_of, take_step
 
 # torch's own modules, as they are imported.
@@ -137,6 +138,24 @@ def test_a_logger_is_called_after_a_compiled_step() -> None:
 @pytest.mark.parametrize("name", ["momentum", "LAMB"])
 def test_inductor_takes_it(name: str) -> None:
     assert_as_eager(name, lambda opt: torch.compile(opt.step, fullgraph=True))
+
+
+def test_a_trace_gathers_the_layers_of_all_groups_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    gathered = []
+    original = optimizer_module._Gathered
+
+    def counted(optimizer: SGD) -> Any:
+        gathered.append(1)
+        return original(optimizer)
+
+    monkeypatch.setattr(optimizer_module, "_Gathered", counted)
+    params = [Parameter(torch.ones(n)) for n in (3, 5, 2)]
+    optimizer = SGD([{"params": [param]} for param in params], lr=0.5, momentum=0.9)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    torch.compile(optimizer.step, backend="eager", fullgraph=True)()
+    assert len(gathered) == 1
+    assert all(bool((param == 0.5).all()) for param in params)
 
 
 def test_the_operator_keeps_what_operators_promise() -> None:

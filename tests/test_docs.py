@@ -32,13 +32,17 @@ def test_examples_run(name: str) -> None:
 
 # torch's own modules, as torch.compile imports them.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-def test_the_page_on_torch_runs() -> None:
+def test_the_page_on_torch_runs(tmp_path: Path) -> None:
     """Block after block, and then steps by what they leave."""
     page = (ROOT / "docs/torch.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     batches = 2 * [(torch.randn(8, 20), torch.arange(8) % 3)]
     rows: list[int] = []
-    names: dict[str, Any] = {"batches": batches, "log": lambda numbers, step: rows.append(step)}
+    names: dict[str, Any] = {
+        "batches": batches,
+        "folder": tmp_path,
+        "log": lambda numbers, step: rows.append(step),
+    }
     for block in blocks:
         exec(block, names)
     model, opt = names["model"], names["opt"]
@@ -51,9 +55,31 @@ def test_the_page_on_torch_runs() -> None:
         param.grad = torch.ones_like(param)
     opt.step()
     assert rows == [1]
+    names["file"].close()
+    assert json.loads((tmp_path / "ratios.jsonl").read_text(encoding="utf-8"))["step"] == 1
     before = [param.clone() for param in model.parameters()]
     names["compiled_step"]()
     assert not any(map(torch.equal, before, model.parameters()))
+
+
+def test_the_page_on_schedules_runs() -> None:
+    """To the change of the batch size, and its comments are right."""
+    page = (ROOT / "docs/schedules.md").read_text(encoding="utf-8")
+    model = torch.nn.Linear(3, 2)
+    names: dict[str, Any] = {
+        "torch": torch,
+        "LambdaLR": torch.optim.lr_scheduler.LambdaLR,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "loss": torch.nn.functional.cross_entropy,
+        "batches": 102 * [(torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))],
+    }
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    recipe, scheduler = names["recipe"], names["scheduler"]
+    assert (round(recipe.peak, 9), recipe.warmup_epochs, recipe.iterations) == (32, 10, 3519)
+    assert scheduler.recipe == recipe.then(65_536, after=100)
+    assert scheduler.recipe.iterations == 100 + -(-(3519 - 100) // 2)
 
 
 def test_the_readmes_example_runs() -> None:

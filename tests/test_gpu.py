@@ -20,7 +20,7 @@ from variants import FULL, VARIANTS
 import date_kernels
 from date_kernels import dispatch, make_stepper, native
 from date_kernels.cuda_plan import why_no_cuda
-from date_optim import DATE, LAMB, LARS, SGD, Adam, TrustRatio
+from date_optim import DATE, LAMB, LARS, SGD, Adam, TelemetryLogger, TrustRatio
 
 pytestmark = [
     pytest.mark.gpu,
@@ -303,6 +303,34 @@ def test_optimizers_take_the_cpus_steps(make: Any) -> None:
         assert optimizer.read_telemetry()[name].ratio == pytest.approx(layer.ratio, rel=1e-5)
     saved = optimizer.state_dict()
     assert all(value.is_cuda for values in saved["state"].values() for value in values.values())
+
+
+def test_telemetry_is_read_without_waiting() -> None:
+    param = Parameter(torch.full((5000,), 2.0, device="cuda"))
+    optimizer = LARS([("w", param)], lr=0.01)
+    rows: list[tuple[int, float]] = []
+    logger = TelemetryLogger(
+        lambda layers, step: rows.append((step, layers["w"].measured_norm)), every=2, wait=False
+    )
+    param.grad = torch.ones_like(param)
+    optimizer.step()  # builds its tables
+    optimizer.read_telemetry()
+    torch.cuda._sleep(10**9)  # type: ignore[no-untyped-call]  # half a second in which no step finishes
+    with no_synchronisation():
+        for _ in range(5):
+            param.grad.mul_(2.0)
+            optimizer.step()
+            logger(optimizer)
+            assert optimizer.read_telemetry(wait=False) == {}
+    assert rows == []
+    torch.cuda.synchronize()
+    newest = optimizer.read_telemetry(wait=False)
+    assert newest == optimizer.read_telemetry()
+    assert newest["w"].measured_norm == pytest.approx(32 * math.sqrt(5000))
+    logger.flush()
+    assert [step for step, _ in rows] == [1, 3, 5]
+    expected = [2**step * math.sqrt(5000) for step, _ in rows]
+    assert [norm for _, norm in rows] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_cpu_checkpoint_continues_on_a_gpu() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +21,11 @@ from date_optim import (
     TrustRatio,
     scalars,
     summarize,
+    write_csv,
+    write_jsonl,
     write_tensorboard,
 )
+from date_optim.telemetry import Reading
 
 NAN = math.nan
 LAYERS = {
@@ -87,6 +94,82 @@ def test_a_real_writer_takes_it(tmp_path: Any) -> None:
     assert any(tmp_path.iterdir())
 
 
+def test_lines_of_json_append(tmp_path: Path) -> None:
+    for step in (1, 2):
+        with (tmp_path / "ratios").open("a", encoding="utf-8") as file:
+            write_jsonl(file, LAYERS, step)
+    rows = [json.loads(line) for line in (tmp_path / "ratios").read_text().splitlines()]
+    assert rows == [{"step": step, **scalars(LAYERS, prefix="")} for step in (1, 2)]
+
+
+def test_json_has_null_for_what_is_not_finite() -> None:
+    file = io.StringIO()
+    write_jsonl(file, {"w": LayerTelemetry(1.0, 0.0, math.inf, 2.0, 1, skipped=False)}, step=3)
+    row = json.loads(file.getvalue(), parse_constant=pytest.fail)
+    assert (row["raw_ratio/w"], row["ratio/w"]) == (None, 2.0)
+
+
+def test_a_table_has_its_columns_once_and_a_line_for_each_layer(tmp_path: Path) -> None:
+    for step in (1, 2):
+        with (tmp_path / "ratios.csv").open("a", encoding="utf-8", newline="") as file:
+            write_csv(file, LAYERS, step)
+    with (tmp_path / "ratios.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["layer"]) for row in rows] == [
+        (step, name) for step in ("1", "2") for name in LAYERS
+    ]
+    for row, layer in zip(rows, LAYERS.values(), strict=False):
+        for key, value in asdict(layer).items():
+            assert row[key] == str(value)
+
+
+class OptimizerMonitor:
+    """What Composer's callback of this name does with ``state.optimizers[0]`` after a batch."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+
+    def batch_end(self, model: torch.nn.Module) -> dict[str, Any]:
+        metrics: dict[str, Any] = {}
+        for name, param in model.named_parameters():
+            if param.grad is not None and param.requires_grad:
+                reporter = getattr(self.optimizer, "report_per_parameter_metrics", None)
+                if callable(reporter):
+                    metrics = reporter(param, name, metrics)
+                if f"l2_norm/grad/{name}" not in metrics:
+                    metrics[f"l2_norm/grad/{name}"] = torch.linalg.vector_norm(param.grad)
+        return {
+            key: value.item() if isinstance(value, torch.Tensor) else value
+            for key, value in metrics.items()
+        }
+
+
+def test_composers_monitor_gets_each_parameters_numbers() -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = SGD(model.parameters(), lr=0.1, trust=TrustRatio(), exclude="1d")
+    monitor = OptimizerMonitor(optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.ones(1, 3)).sum().backward()
+        assert optimizer.step() is None
+        found = monitor.batch_end(model)
+        layer = optimizer.read_telemetry()["0.0"]
+        assert found.pop("l2_norm/grad/weight") == pytest.approx(layer.measured_norm)
+        assert found.pop("l2_norm/grad/bias") > 0
+        assert found == {
+            "trust/ratio/weight": layer.ratio,
+            "trust/raw_ratio/weight": layer.raw_ratio,
+            "trust/weight_norm/weight": layer.weight_norm,
+            "trust/measured_norm/weight": layer.measured_norm,
+        }
+
+
+def test_composers_monitor_before_a_step_gets_nothing() -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = SGD(model.parameters(), lr=0.1, trust=TrustRatio())
+    assert optimizer.report_per_parameter_metrics(model.weight, "w", {"a": 1}) == {"a": 1}
+
+
 def logged(optimizer: Any, every: int) -> list[tuple[int, set[str]]]:
     rows: list[tuple[int, set[str]]] = []
     logger = TelemetryLogger(lambda layers, step: rows.append((step, set(layers))), every)
@@ -137,13 +220,13 @@ def test_every_is_at_least_1(every: int) -> None:
 def test_a_logger_reads_only_the_steps_that_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     param, optimizer = an_optimizer()
     reads = []
-    read = SGD.read_telemetry
+    read = SGD.start_reading
 
-    def counted(self: SGD) -> dict[str, LayerTelemetry]:
+    def counted(self: SGD) -> Reading:
         reads.append(1)
         return read(self)
 
-    monkeypatch.setattr(SGD, "read_telemetry", counted)
+    monkeypatch.setattr(SGD, "start_reading", counted)
     logged(optimizer, every=5)
     for _ in range(10):
         param.grad = torch.ones(2)

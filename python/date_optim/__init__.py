@@ -4,6 +4,7 @@ from .optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, Lion, RMSprop
 from .presets import DATE, LAMB, LARS
 from .recipe import Recipe
 from .telemetry import LayerTelemetry, TelemetryLogger, scalars, summarize, write_tensorboard
+from .telemetry_files import write_csv, write_jsonl
 from .trust_ratio import TrustRatio
 
 __all__ = [
@@ -23,5 +24,7 @@ __all__ = [
     "TrustRatio",
     "scalars",
     "summarize",
+    "write_csv",
+    "write_jsonl",
     "write_tensorboard",
 ]

@@ -32,7 +32,7 @@ from date_kernels import (
 from date_kernels.rules import Rule, check_common, check_group, needs_step
 
 from .compiled import handle_of, kind_of, take_step
-from .telemetry import LayerTelemetry
+from .telemetry import Arrivals, LayerTelemetry, Reading
 from .trust_ratio import TrustRatio, group_options
 from .whole import check_whole
 
@@ -378,10 +378,14 @@ class LayerwiseOptimizer(Optimizer):
         handle: list[int],
     ) -> None:
         """Fill the lists with a group's layers; Dynamo runs it while it traces a step."""
-        gathered = _Gathered(self)
-        gathered.keep_new_states(self, None)
-        handle.append(handle_of(self))
         [number] = [i for i, own in enumerate(self.param_groups) if own is group]
+        if number == 0:  # all groups at once, for the calls that follow
+            self._traced = _Gathered(self)
+            self._traced.keep_new_states(self, None)
+        gathered = self._traced
+        if number == len(self.param_groups) - 1:
+            del self._traced
+        handle.append(handle_of(self))
         places = {id(param): place for place, param in enumerate(group["params"])}
         for layer in gathered.groups[number]["params"]:
             params.append(gathered.params[layer])
@@ -467,8 +471,20 @@ class LayerwiseOptimizer(Optimizer):
         """What errors call a layer of a step."""
         return self._names()[id(params[layer])]
 
-    def read_telemetry(self) -> dict[str, LayerTelemetry]:
+    def start_reading(self) -> Reading:
+        """Have a GPU send what the last step found out, without waiting for it."""
+        params, telemetry = self.__dict__.get("_telemetry", ([], None))
+        return Reading(params, telemetry, self._names)
+
+    def read_telemetry(self, wait: bool = True) -> dict[str, LayerTelemetry]:
         """What the last step found out about each layer that took part in it.
+
+        Parameters
+        ----------
+        wait : bool, default: True
+            Wait for a GPU to have finished the step. If not, the numbers are of the newest step
+            that was read so and has finished; there are none before the first has. The next calls
+            bring this step's. Without a GPU it is finished already.
 
         Returns
         -------
@@ -476,22 +492,43 @@ class LayerwiseOptimizer(Optimizer):
             By the parameter's name where the optimizer was given ``named_parameters()``, else
             ``"<group>.<index>"``. Empty before the first step. It is not part of ``state_dict()``.
         """
-        if "_telemetry" not in self.__dict__:
-            return {}
-        params, telemetry = self._telemetry
-        names = self._names()
-        return {
-            names[id(param)]: LayerTelemetry(
-                weight_norm=float(telemetry.weight_norm[i]),
-                measured_norm=float(telemetry.measured_norm[i]),
-                raw_ratio=float(telemetry.raw_ratio[i]),
-                ratio=float(telemetry.ratio[i]),
-                clamp=int(telemetry.clamp[i]),
-                skipped=bool(telemetry.skipped[i]),
-            )
-            for i, param in enumerate(params)
-            if id(param) in names
-        }
+        reading = self.start_reading()
+        if wait:
+            return reading.layers()
+        arrivals: Arrivals = self.__dict__.setdefault("_arrivals", Arrivals())
+        return arrivals.newest(reading)
+
+    def report_per_parameter_metrics(
+        self, param: Tensor, name: str, optimizer_metrics: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Add the numbers of a parameter: Composer's ``OptimizerMonitor`` looks for this method.
+
+        It calls it for every parameter that has a gradient, after a step; the first call waits for
+        a GPU.
+
+        Parameters
+        ----------
+        param : Tensor
+        name : str
+            What the monitor calls it.
+        optimizer_metrics : dict
+            Gets ``trust/ratio/<name>``, ``trust/raw_ratio/<name>``, ``trust/weight_norm/<name>``
+            and ``trust/measured_norm/<name>`` where the parameter has a ratio of its own.
+
+        Returns
+        -------
+        dict
+            `optimizer_metrics`.
+        """
+        reading = self.start_reading()
+        known, layers = self.__dict__.get("_reported", (None, {}))
+        if reading.telemetry is not known:
+            layers = reading.by_id()
+            self._reported = reading.telemetry, layers
+        if id(param) in layers:
+            numbers = layers[id(param)].scalars(name)
+            optimizer_metrics |= {f"trust/{key}": value for key, value in numbers.items()}
+        return optimizer_metrics
 
 
 class _Layers:

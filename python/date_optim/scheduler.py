@@ -8,10 +8,12 @@ from torch import Tensor, full_like
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from .recipe import BatchChange, Recipe
 from .schedules import check_count, check_real
 
 if TYPE_CHECKING:
-    from .recipe import Recipe
+    from collections.abc import Sequence
+
     from .schedules import ConstantWarmup, Decay
 
 __all__ = ["RecipeFactor", "RecipeScheduler"]
@@ -54,6 +56,10 @@ class RecipeScheduler(LRScheduler):
 
     **Resuming.** As with every scheduler of torch the rate itself is restored with the optimizer's
     state: load both, after this scheduler was made. The run then continues bit for bit.
+
+    **Changing the batch size.** `set_batch_size` goes on with another one, and the state holds that
+    it did. Here, too, the rate is multiplied, so that a chain's other schedulers keep their share;
+    in a ``SequentialLR`` call it while it is this scheduler's turn.
     """
 
     def __init__(self, optimizer: Optimizer, recipe: Recipe, last_epoch: int = -1) -> None:
@@ -62,6 +68,34 @@ class RecipeScheduler(LRScheduler):
         for group, scale in zip(optimizer.param_groups, self._lr_scales, strict=True):
             group["initial_lr"] = recipe.peak * scale
         super().__init__(optimizer, last_epoch)
+
+    def set_batch_size(self, batch_size: int, restart_warmup: bool = False) -> None:
+        """Go on with another batch size, from the next optimizer step on.
+
+        Call it after `step`, before the first batch of the new size. The samples of the run stay;
+        `recipe` becomes ``recipe.then(batch_size, after=last_epoch, ...)``, and ``recipe.lr`` and
+        ``recipe.iterations`` those of the run as it now is.
+
+        Parameters
+        ----------
+        batch_size : int
+            Samples per step.
+        restart_warmup : bool, default: False
+            Multiply the rates of the steps that follow by the warm-up once more.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `Recipe.then`, after the last step, say; nothing is changed then.
+        """
+        self._check_groups()
+        previous = self.recipe.lr(self.last_epoch + 1)
+        self.recipe = self.recipe.then(batch_size, self.last_epoch, restart_warmup)
+        rate = self.recipe.lr(self.last_epoch + 1)
+        if previous == 0.0:
+            self._set_rates(self._get_closed_form_lr())
+        elif rate != previous:
+            self._set_rates([lr * (rate / previous) for lr in self._rates()])
 
     def get_lr(self) -> list[float | Tensor]:
         """Rates of the groups for the next optimizer step, from their present ones.
@@ -78,7 +112,7 @@ class RecipeScheduler(LRScheduler):
             return self._get_closed_form_lr()
         self._check_groups()
         ratio = self.recipe.lr(self.last_epoch + 1) / previous
-        return [group["lr"] * ratio for group in self.optimizer.param_groups]
+        return [lr * ratio for lr in self._rates()]
 
     def _get_closed_form_lr(self) -> list[float | Tensor]:
         """Rates of the groups from the recipe alone; torch calls it where it jumps to a step."""
@@ -100,7 +134,7 @@ class RecipeScheduler(LRScheduler):
             "last_epoch": self.last_epoch,
             "_step_count": self._step_count,
             "_last_lr": last_lr,
-            **self._identity(),
+            **self._identity(self.recipe),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any], override: bool = False) -> None:
@@ -118,15 +152,20 @@ class RecipeScheduler(LRScheduler):
         ------
         ValueError
             If the state was saved with another recipe, batch size or lr_scale; it names each number
-            that differs. Nothing is changed then.
+            that differs. Nothing is changed then. Changes of the batch size are taken over where
+            this scheduler has none, and have to be the same where it has.
         """
         saved = {key: value for key, value in state_dict.items() if key not in _PROGRESS}
-        differences = _differences(saved, self._identity())
+        recipe = self.recipe
+        if not (recipe.changes or override):
+            recipe = recipe.with_changes(_saved_changes(saved))
+        differences = _differences(saved, self._identity(recipe))
         if differences and not override:
             raise ValueError(
                 f"the state was saved with another recipe ({differences}): make the scheduler from "
                 "the recipe that was saved, or go on with this one by override=True"
             )
+        self.recipe = recipe
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict["_step_count"]
         rates = self._get_closed_form_lr() if differences else state_dict["_last_lr"]
@@ -136,15 +175,23 @@ class RecipeScheduler(LRScheduler):
             for group, rate in zip(groups, rates, strict=True)
         ]
         if differences:
-            for group, rate in zip(groups, rates, strict=True):
-                if isinstance(group["lr"], Tensor):
-                    group["lr"].fill_(rate)
-                else:
-                    group["lr"] = rate
+            self._set_rates(rates)
 
-    def _identity(self) -> dict[str, float]:
+    def _rates(self) -> list[float | Tensor]:
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def _set_rates(self, rates: Sequence[float | Tensor]) -> None:
+        """Give the groups their rates, tensors in place; no device is waited for."""
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        self._last_lr = [lr.clone() if isinstance(lr, Tensor) else lr for lr in self._rates()]
+
+    def _identity(self, recipe: Recipe) -> dict[str, float]:
         """Numbers that two schedulers share only if they give the same rates."""
-        return _identity(self.recipe) | {
+        return _identity(recipe) | {
             f"lr_scale.{index}": scale for index, scale in enumerate(self._lr_scales)
         }
 
@@ -230,12 +277,27 @@ def _identity(recipe: Recipe) -> dict[str, float]:
         "baseline_batch_size": base.batch_size,
         "samples": base.samples,
         "epochs": float(base.epochs),
-        "iterations": recipe.iterations,
+        "iterations": recipe.unchanged.iterations,
         "warmup_iterations": recipe.warmup_iterations,
         "peak": recipe.peak,
         **_curve("warmup", base.warmup),
         **_curve("decay", base.decay),
+        **{
+            f"change.{index}.{name}": int(number)
+            for index, change in enumerate(recipe.changes)
+            for name, number in change._asdict().items()
+        },
     }
+
+
+def _saved_changes(saved: dict[str, Any]) -> tuple[BatchChange, ...]:
+    """The changes of batch size that `_identity` wrote down."""
+    count = sum(key.startswith("change.") for key in saved) // len(BatchChange._fields)
+    numbers = [
+        [saved.get(f"change.{index}.{name}", 0) for name in BatchChange._fields]
+        for index in range(count)
+    ]
+    return tuple(BatchChange(after, size, bool(restart)) for after, size, restart in numbers)
 
 
 def _curve(kind: str, curve: str | ConstantWarmup | Decay) -> dict[str, float]:

@@ -7,7 +7,8 @@ whose numbers nobody reads waits for nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 if TYPE_CHECKING:
+    from date_kernels import Telemetry
+
     from .optimizer import LayerwiseOptimizer
 
 
@@ -50,6 +53,84 @@ class LayerTelemetry:
     def is_measured(self) -> bool:
         """Whether the layer has a trust ratio of its own, and one that is a number."""
         return not (self.skipped or math.isnan(self.raw_ratio))
+
+    def scalars(self, name: str) -> dict[str, float]:
+        """``ratio/<name>`` and the numbers behind it; nothing for a layer without its own ratio."""
+        keys = ("ratio", "raw_ratio", "weight_norm", "measured_norm") if self.is_measured else ()
+        return {f"{key}/{name}": getattr(self, key) for key in keys}
+
+
+class Reading:
+    """The numbers of one step on their way to the host; `LayerwiseOptimizer.start_reading`.
+
+    Parameters
+    ----------
+    params : sequence of Tensor
+        The layers of the step.
+    telemetry : Telemetry, optional
+        What it found out; None for a step without layers.
+    names : callable
+        Gives the layers' names by their ids.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[torch.Tensor],
+        telemetry: Telemetry | None,
+        names: Callable[[], dict[int, str]],
+    ) -> None:
+        self._params = params
+        self._names = names
+        self.telemetry = telemetry
+        if telemetry is not None:
+            telemetry.start_copy()
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether `layers` waits for nothing."""
+        return self.telemetry is None or self.telemetry.has_arrived
+
+    def layers(self) -> dict[str, LayerTelemetry]:
+        """The numbers by the layer's name; waits for them."""
+        names = self._names()
+        return {names[key]: layer for key, layer in self.by_id().items() if key in names}
+
+    def by_id(self) -> dict[int, LayerTelemetry]:
+        """The numbers by the parameter's id; waits for them."""
+        found = self.telemetry
+        if found is None:
+            return {}
+        return {
+            id(param): LayerTelemetry(
+                weight_norm=float(found.weight_norm[i]),
+                measured_norm=float(found.measured_norm[i]),
+                raw_ratio=float(found.raw_ratio[i]),
+                ratio=float(found.ratio[i]),
+                clamp=int(found.clamp[i]),
+                skipped=bool(found.skipped[i]),
+            )
+            for i, param in enumerate(self._params)
+        }
+
+
+class Arrivals:
+    """The newest numbers that have arrived, of readings in the order of their steps."""
+
+    def __init__(self) -> None:
+        self._pending: list[Reading] = []
+        self._started: Telemetry | None = None
+        self._newest: dict[str, LayerTelemetry] = {}
+
+    def newest(self, reading: Reading) -> dict[str, LayerTelemetry]:
+        """Those of `reading` if they have arrived, else of the last one that has, else none."""
+        if reading.telemetry is None or reading.telemetry is not self._started:
+            self._pending.append(reading)
+            self._started = reading.telemetry
+        arrived = [index for index, other in enumerate(self._pending) if other.has_arrived]
+        if arrived:
+            self._newest = self._pending[arrived[-1]].layers()
+            del self._pending[: arrived[-1] + 1]
+        return dict(self._newest)
 
 
 Layers = Mapping[str, LayerTelemetry]
@@ -106,9 +187,7 @@ def scalars(layers: Layers, prefix: str = "trust/") -> dict[str, float]:
     """
     found = summarize(layers)
     for name, layer in layers.items():
-        if layer.is_measured:
-            for key in ("ratio", "raw_ratio", "weight_norm", "measured_norm"):
-                found[f"{key}/{name}"] = getattr(layer, key)
+        found |= layer.scalars(name)
     return {prefix + key: value for key, value in found.items()}
 
 
@@ -151,7 +230,11 @@ class TelemetryLogger:
         ``write(layers, step)``, with what `LayerwiseOptimizer.read_telemetry` returns and the
         number of the step, from 1.
     every : int
-        Steps from one reading to the next; the first step is read, too. A reading waits for a GPU.
+        Steps from one reading to the next; the first step is read, too.
+    wait : bool
+        Wait for a GPU to have finished a step that is read. If not, its row is written, with the
+        number of its own step, by the first call that finds it finished; `flush` writes what is
+        left after the last step.
 
     Raises
     ------
@@ -161,7 +244,8 @@ class TelemetryLogger:
     Notes
     -----
     Where it reads a step that changed nothing at all, after an infinite gradient say, that is not
-    written and does not count. Steps between readings count, whatever they did.
+    written and does not count; with ``wait=False`` it counts, since later steps are numbered before
+    that is known. Steps between readings count, whatever they did.
 
     Examples
     --------
@@ -177,12 +261,16 @@ class TelemetryLogger:
     3 1.0
     """
 
-    def __init__(self, write: Callable[[Layers, int], object], every: int = 1) -> None:
+    def __init__(
+        self, write: Callable[[Layers, int], object], every: int = 1, wait: bool = True
+    ) -> None:
         if every < 1:
             raise ValueError(f"every must be at least 1, not {every}")
         self.write = write
         self.every = every
+        self.wait = wait
         self.steps = 0
+        self._pending: deque[tuple[int, Reading]] = deque()
 
     def __call__(self, optimizer: LayerwiseOptimizer, args: Any = (), kwargs: Any = None) -> None:
         """See ``torch.optim.Optimizer.register_step_post_hook``."""
@@ -192,10 +280,20 @@ class TelemetryLogger:
                 "with the optimizer after each compiled step instead"
             )
         self.steps += 1
-        if (self.steps - 1) % self.every:
-            return
-        layers = optimizer.read_telemetry()
-        if all(layer.skipped for layer in layers.values()):
+        if (self.steps - 1) % self.every == 0:
+            self._pending.append((self.steps, optimizer.start_reading()))
+        while self._pending and (self.wait or self._pending[0][1].has_arrived):
+            self._write_first()
+
+    def flush(self) -> None:
+        """Write what is on its way; waits for a GPU."""
+        while self._pending:
+            self._write_first()
+
+    def _write_first(self) -> None:
+        step, reading = self._pending.popleft()
+        layers = reading.layers()
+        if not all(layer.skipped for layer in layers.values()):
+            self.write(layers, step)
+        elif self.wait:
             self.steps -= 1
-            return
-        self.write(layers, self.steps)
