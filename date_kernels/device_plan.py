@@ -102,6 +102,10 @@ class DeviceTelemetry(Telemetry):
         if self._copy is None:
             self.__dict__["_copy"] = HostCopy(self._source)
 
+    def again(self) -> DeviceTelemetry:
+        """The device's numbers anew: no replay of a step tells the host."""
+        return DeviceTelemetry(self._source, self._columns)
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)

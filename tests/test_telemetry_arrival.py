@@ -75,6 +75,20 @@ def norms(layers: Any) -> list[float]:
     return [layer.measured_norm for layer in layers.values()]
 
 
+def test_numbers_that_a_graph_replays_are_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No replay tells the host: where steps may be captured each reading copies."""
+    param, optimizer = an_optimizer()
+    device = LateDevice(monkeypatch, optimizer)
+    step(param, optimizer, 3.0)
+    assert norms(optimizer.read_telemetry()) == [3.0]
+    device.buffer[KEYS.index("measured_norm")] = 4.0  # as a replay would
+    assert norms(optimizer.read_telemetry()) == [3.0]
+    optimizer.param_groups[0]["capturable"] = True
+    assert norms(optimizer.read_telemetry()) == [4.0]
+    device.buffer[KEYS.index("measured_norm")] = 5.0
+    assert norms(optimizer.read_telemetry()) == [5.0]
+
+
 def test_the_newest_finished_steps_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     param, optimizer = an_optimizer()
     device = LateDevice(monkeypatch, optimizer)

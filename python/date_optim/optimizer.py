@@ -474,6 +474,8 @@ class LayerwiseOptimizer(Optimizer):
     def start_reading(self) -> Reading:
         """Have a GPU send what the last step found out, without waiting for it."""
         params, telemetry = self.__dict__.get("_telemetry", ([], None))
+        if telemetry is not None and any(group["capturable"] for group in self.param_groups):
+            telemetry = telemetry.again()
         return Reading(params, telemetry, self._names)
 
     def read_telemetry(self, wait: bool = True) -> dict[str, LayerTelemetry]:
@@ -520,11 +522,11 @@ class LayerwiseOptimizer(Optimizer):
         dict
             `optimizer_metrics`.
         """
-        reading = self.start_reading()
+        _, telemetry = self.__dict__.get("_telemetry", ([], None))
         known, layers = self.__dict__.get("_reported", (None, {}))
-        if reading.telemetry is not known:
-            layers = reading.by_id()
-            self._reported = reading.telemetry, layers
+        if telemetry is not known:
+            layers = self.start_reading().by_id()
+            self._reported = telemetry, layers
         if id(param) in layers:
             numbers = layers[id(param)].scalars(name)
             optimizer_metrics |= {f"trust/{key}": value for key, value in numbers.items()}
