@@ -6,9 +6,8 @@ import ctypes
 import json
 import os
 import re
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compiled import compile_cpp, out, sh
 from engine_problem import PROBLEMS, Bits, Problem, Tensors, assert_same, take_steps
 from torch import Tensor
 from variants import FULL
@@ -27,30 +27,6 @@ from date_kernels.plan import Plan
 from date_kernels.testing import assert_close
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent
-CSRC = ROOT / "csrc"
-
-
-def sh(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command that may fail, for at most two minutes."""
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=120, **options
-    )
-
-
-def out(*command: str | Path, **options: Any) -> str:
-    """The standard output of a command that succeeds."""
-    done = sh(*command, **options)
-    assert done.returncode == 0, f"{command} failed\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def compile_cpp(*arguments: str | Path) -> None:
-    """Compile with the warnings and the arithmetic of the build."""
-    warnings = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
-    arithmetic = ("-fopenmp-simd", "-ffp-contract=off")
-    compiler = os.environ.get("CXX", "g++")
-    out(compiler, "-std=c++20", *warnings, *arithmetic, f"-I{CSRC}", *arguments)
 
 
 # The protocol, under ThreadSanitizer
@@ -202,27 +178,10 @@ def test_only_the_first_step_allocates_native_memory(tmp_path: Path) -> None:
 # The build
 
 
-@pytest.fixture(scope="session")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """The object file of each instruction set, by the build's own flags."""
-    build = tmp_path_factory.mktemp("objects")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path}  # cmake and ninja, installed beside python
-    pybind = out(sys.executable, "-m", "pybind11", "--cmakedir").strip()
-    python = (f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind}")
-    out("cmake", "-G", "Ninja", "-S", ROOT, "-B", build, *python, env=environment)
-    names = [name for name, _ in native.module().targets()]
-    targets = [f"cpu_{name}" for name in names]
-    out("cmake", "--build", build, "--target", *targets, env=environment)
-    found = {name: list(build.glob(f"**/cpu_{name}.dir/**/isa.cpp.o")) for name in names}
-    assert all(len(files) == 1 for files in found.values()), found
-    return {name: files[0] for name, files in found.items()}
-
-
-def test_instruction_sets_share_no_code(objects: Mapping[str, Path]) -> None:
+def test_instruction_sets_share_no_code(object_of: Callable[[str], Path]) -> None:
     """The linker keeps one of equal weak symbols: the baseline might run another set's code."""
-    for name, file in objects.items():
-        lines = out("nm", "-C", "--defined-only", file).splitlines()
+    for name, _ in native.module().targets():
+        lines = out("nm", "-C", "--defined-only", object_of(name)).splitlines()
         symbols = {symbol: kind for _, kind, symbol in (line.split(maxsplit=2) for line in lines)}
         assert symbols[f"dk::{name}::kWorkers"] in "DR"
         weak = [symbol for symbol, kind in symbols.items() if kind in "uvVwW"]

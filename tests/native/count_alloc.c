@@ -1,5 +1,6 @@
 // Preloaded, it counts the heap allocations that one shared object asks for itself: the calls whose return
-// address lies in its code. What others allocate (Python's objects, the OpenMP runtime) is not counted.
+// address lies in its code, and not what others allocate (Python's objects, the OpenMP runtime). Or those of
+// all.
 #define _GNU_SOURCE
 #include <link.h>
 #include <stdatomic.h>
@@ -31,6 +32,9 @@ static int find(struct dl_phdr_info* object, size_t size, void* name) {
 
 /// Watch the loaded object whose path contains `name`; 0 where there is none.
 int count_alloc_watch(const char* name) { return dl_iterate_phdr(find, (void*)name); }
+
+/// Watch all of them.
+void count_alloc_watch_all(void) { end = UINTPTR_MAX; }
 
 /// Allocations since the program began to watch.
 long count_alloc_calls(void) { return calls; }
