@@ -17,7 +17,7 @@ _OURS, _THEIRS = mpl.colormaps["viridis"], mpl.colormaps["autumn"]
 
 
 def save_plots(folder: Path, name: str, rows: Sequence[Row]) -> list[Path]:
-    """Draw what the rows hold, a file for each device and sweep.
+    """Draw what the rows of one run hold, a file for each device.
 
     Parameters
     ----------
@@ -33,11 +33,10 @@ def save_plots(folder: Path, name: str, rows: Sequence[Row]) -> list[Path]:
     """
     measured = [row for row in rows if row["status"] == "measured"]
     saved = []
-    for device, sweep in dict.fromkeys((row["device"], row["sweep"]) for row in measured):
-        of = [row for row in measured if (row["device"], row["sweep"]) == (device, sweep)]
-        figure = _DRAWN[sweep](of)
+    for (device,), of in _groups(measured, "device").items():
+        figure = _DRAWN[of[0]["sweep"]](of)
         FigureCanvasAgg(figure)
-        path = folder / f"{name}-{device}{'-' if sweep else ''}{sweep}.png"
+        path = folder / f"{name}-{device}.png"
         figure.savefig(path, dpi=120)
         saved.append(path)
     return saved
