@@ -407,9 +407,11 @@ def test_bars_are_measured_until_they_are_decided(monkeypatch: pytest.MonkeyPatc
 
 
 def test_bars_that_time_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
-    verdict, _ = decided(monkeypatch, 0.05, 10.0)
+    """Nor does a ratio of few turns, however clear."""
+    verdict, _ = decided(monkeypatch, 0.5, 10.0)
     assert (verdict.word, verdict.ratio) == ("undecided", Ratio(1.0, 1.0, 1.0))
-    assert verdict.turns >= 1
+    verdict, _ = decided(monkeypatch, 0.0, 1.0, 10.0)
+    assert (verdict.word, verdict.ratio, verdict.turns) == ("undecided", Ratio(0.1, 0.1, 0.1), 1)
 
 
 def test_the_cpus_bars() -> None:
@@ -442,7 +444,7 @@ def test_bars_decide_the_exit_code(
 ) -> None:
     bar = Bar("cpu", "lenet", "momentum", ("plain",), "torch fused", limit)
     monkeypatch.setattr(run, "cpu_bars", lambda share_a_cache: [bar])
-    words = [*TINY, "--bars", "--peers", "torch-fused", "--minutes", "0.001"]
+    words = [*TINY, "--bars", "--peers", "torch-fused"]
     assert command.main([*words, "--output", str(tmp_path)]) == code
     (row,) = read(tmp_path / "bars.json")
     assert row["word"] == ("met" if code == 0 else "missed")

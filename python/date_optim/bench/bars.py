@@ -241,7 +241,8 @@ def _verdict(bar: Bar, series: Mapping[str, Sequence[float]], turns: int) -> Ver
     over = min(there, key=lambda name: statistics.median(series[name]))
     under = series[bar.under] if bar.under else [1.0] * turns
     ratio = paired_ratio([bar.factor * x for x in series[over]], under)
-    return Verdict(bar, bar.text or f"{over} / {bar.under}", bar.word(ratio), ratio, turns)
+    word = bar.word(ratio) if turns >= LEAST_TURNS else "undecided"
+    return Verdict(bar, bar.text or f"{over} / {bar.under}", word, ratio, turns)
 
 
 def _launches(bar: Bar, count: int) -> Verdict:

@@ -117,6 +117,7 @@ def describe(devices: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]
         "cores": len(cores),
         "caches": _caches(cores[0]),
         "cores_share_a_cache": cores_share_a_cache(),
+        "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
     }
     if "cuda" in devices:
         gpu = torch.cuda.get_device_properties(0)

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .measure import Row
+from .statistics import three_digits
 
 _OURS, _THEIRS = mpl.colormaps["viridis"], mpl.colormaps["autumn"]
 
@@ -68,7 +69,7 @@ def _panels(rows: Sequence[Row], width: float, height: float) -> tuple[Figure, A
 
 
 def _time_by_model(rows: Sequence[Row]) -> Figure:
-    """Bars of the cold step as a multiple of the fastest of each model."""
+    """Bars of the cold step, a panel for each model and rule."""
     cases = _groups(rows, "rule", "model")
     height = 0.6 + sum(0.8 + 0.22 * len(of) for of in cases.values())
     figure = Figure(figsize=(8, height), layout="constrained")
@@ -80,11 +81,11 @@ def _time_by_model(rows: Sequence[Row]) -> Figure:
         middle = np.array([row["cold_us_p50"] for row in of]) / 1e3
         below = middle - np.array([row["cold_us_p20"] for row in of]) / 1e3
         above = np.array([row["cold_us_p80"] for row in of]) / 1e3 - middle
-        axis.barh(names, middle, xerr=(below, above), color=[colours[name] for name in names])
+        axis.barh(names, middle, color=[colours[name] for name in names])
+        axis.errorbar(middle, names, xerr=(below, above), fmt="none", ecolor="gray", elinewidth=1)
         for i, value in enumerate(middle):
-            axis.annotate(
-                f"{value:.3g}", (value, i), (4, 0), textcoords="offset points", va="center"
-            )
+            text, end = three_digits(value), (value + above[i], i)
+            axis.annotate(text, end, (4, 0), textcoords="offset points", va="center", fontsize=8)
         axis.invert_yaxis()
         axis.margins(x=0.12)
         axis.set_title(f"{model}, {rule}", loc="left", fontsize=10)

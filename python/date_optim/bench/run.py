@@ -24,7 +24,7 @@ from .peers import installed_version
 from .plots import save_plots
 from .results import save
 from .sweeps import ALONE, cases_of, measure_alone, needs_bytes
-from .table import progress, table_of, verdicts_table
+from .table import progress, scaling_table, table_of, verdicts_table
 from .traffic import Streams
 
 INTERRUPTED = 130
@@ -127,6 +127,8 @@ def run_cases(request: Request, sweep: str, console: Console) -> int:
                     if request.output is not None:
                         save(request.output, name, request.about, rows)
                 console.print(table_of(title, rows[first:]))
+                if sweep == "threads":
+                    console.print(scaling_table(rows[first:]))
     except KeyboardInterrupt:
         console.print(f"interrupted: {len(rows)} rows are kept")
         return INTERRUPTED

@@ -37,6 +37,11 @@ def quantiles(times: Sequence[float]) -> tuple[float, float, float]:
     return p20, p50, p80
 
 
+def three_digits(x: float) -> str:
+    """Return a number as a table shows it, without an exponent."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
 def paired_ratio(over: ArrayLike, under: ArrayLike) -> Ratio:
     """Return the median of ``over[i] / under[i]`` with its 95% bootstrap interval.
 

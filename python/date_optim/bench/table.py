@@ -12,6 +12,7 @@ from rich.text import Text
 
 from .bars import Verdict
 from .measure import Row
+from .statistics import three_digits
 
 _STYLES = {"met": "green", "missed": "red", "undecided": "yellow"}
 
@@ -66,11 +67,11 @@ def _cells(row: Row) -> list[str]:
     middle, low, high = (row[f"of_baseline{end}"] for end in ("", "_low", "_high"))
     on_gpu = row["device"] == "cuda"
     return [
-        _three_digits(row["cold_us_p50"] / 1e3),
-        " - ".join(_three_digits(row[f"cold_us_{p}"] / 1e3) for p in ("p20", "p80")),
-        _three_digits(row["warm_us_p50"] / 1e3),
+        three_digits(row["cold_us_p50"] / 1e3),
+        " - ".join(three_digits(row[f"cold_us_{p}"] / 1e3) for p in ("p20", "p80")),
+        three_digits(row["warm_us_p50"] / 1e3),
         *([f"{row['host_us_p50']:.0f}", str(row["launches"])] if on_gpu else []),
-        _three_digits(row["gb_per_s"]),
+        three_digits(row["gb_per_s"]),
         f"{row['of_copy']:.0%}",
         f"{row['of_five_streams']:.0%}",
         "" if middle is None else f"{middle:.2f} [{low:.2f}, {high:.2f}]",
@@ -78,8 +79,23 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _three_digits(x: float) -> str:
-    return f"{x:.0f}" if x >= 100 else f"{x:.3g}"
+def scaling_table(rows: Sequence[Row]) -> Table:
+    """Return a sweep over threads as speeds over the first row's, beside those of the memory."""
+    first = {row["contestant"]: row for row in reversed(rows) if row["status"] == "measured"}
+    table = Table(title="speed over 1 thread", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("threads", "contestant", "step", "copy", "five streams"):
+        table.add_column(column, justify="left" if column == "contestant" else "right")
+    for row in rows:
+        if row["threads"] > 1 and row["status"] == "measured":
+            alone = first[row["contestant"]]
+            table.add_row(
+                str(row["threads"]),
+                row["contestant"],
+                f"{alone['cold_us_p50'] / row['cold_us_p50']:.2f}",
+                f"{row['copy_gb_per_s'] / alone['copy_gb_per_s']:.2f}",
+                f"{row['five_streams_gb_per_s'] / alone['five_streams_gb_per_s']:.2f}",
+            )
+    return table
 
 
 def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
