@@ -100,9 +100,10 @@ def main(words: Sequence[str] | None = None) -> int:
     from .run import Request, WrongResultError, run_bars, run_cases  # noqa: PLC0415 - as above
 
     peers = asked.peers
-    if peers is None:
-        quick = asked.quick or asked.sweep or asked.bars
-        peers = [peer for peer in PEERS if not (quick and peer == _COMPILED)]
+    if peers is None and asked.sweep:
+        peers = ["torch-fused", "torch-foreach"]
+    elif peers is None:
+        peers = [peer for peer in PEERS if peer != _COMPILED or not (asked.quick or asked.bars)]
     models = asked.models or (
         MODELS if asked.bars else _QUICK_MODELS if asked.quick else _USUAL_MODELS
     )
