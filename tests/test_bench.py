@@ -438,6 +438,30 @@ def test_the_cpus_bars() -> None:
         assert bar.contestants <= there
 
 
+def test_a_gpus_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a cache that holds no layer: LAMB moves 40 bytes of a parameter, torch's AdamW 28."""
+    monkeypatch.setattr(bars, "cache_bytes", lambda device: 0)
+    monkeypatch.setattr(bars, "installed_version", lambda peer: "1.0")
+    found = {
+        (bar.over, bar.under): bar
+        for bar in bars.cuda_bars()
+        if (bar.model, bar.rule) == ("resnet50", "adam")
+    }
+    size, tensors = 25_557_032, 161
+    assert found[("plain",), "torch fused"].limit == 1.0
+    assert found[("LAMB",), "torch fused"].limit == pytest.approx(1.1 * 40 / 28)
+    assert found[("DATE",), "torch fused"].limit == pytest.approx(1.1 * 36 / 28)
+    copied = found[("copy",), "LAMB"]
+    assert (copied.limit, copied.at_least) == (0.9, True)
+    assert copied.factor == 40 * size / copied_bytes("cuda")
+    apex = found[("apex FusedLAMB",), "LAMB"]
+    assert apex.limit == pytest.approx(0.9 * 52 / 40)
+    assert apex.at_least
+    assert found[("host, LAMB",), ""].factor == 1 / (30 + 0.8 * tensors)
+    assert found[("host, LAMB",), "host, torch fused"].limit == pytest.approx(1 / 3)
+    assert len(found) == 8
+
+
 @pytest.mark.parametrize(("limit", "code"), [(1e9, 0), (1e-9, 1)])
 def test_bars_decide_the_exit_code(
     limit: float, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -12,6 +12,7 @@ from .contestants import Contestant
 from .machine import cache_bytes
 from .measure import Case, launches, runners_of, take_turns
 from .models import shapes_of, sizes_of
+from .peers import installed_version
 from .statistics import Ratio, paired_ratio
 from .traffic import Streams, copied_bytes, floor_bytes, model_bytes
 
@@ -151,7 +152,7 @@ def cuda_bars() -> list[Bar]:
                     ),
                     Bar("cuda", model, rule, (name,), *fused, 1.1 * moved / floor),
                 ]
-            if rule == "adam":
+            if rule == "adam" and installed_version("apex") is not None:
                 each = model_bytes(rule, of, sizes, cache) / sum(sizes)
                 apex = ("apex FusedLAMB",)
                 bars.append(Bar("cuda", model, rule, apex, named, 0.9 * 52 / each, at_least=True))
