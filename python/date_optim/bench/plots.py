@@ -104,7 +104,7 @@ def _rate_by_size(rows: Sequence[Row]) -> Figure:
             ("copy_gb_per_s", "copy", "--"),
             ("five_streams_gb_per_s", "five streams", ":"),
         ):
-            axis.axhline(of[0][key], color="gray", linestyle=style, label=label)
+            axis.axhline(max(row[key] for row in of), color="gray", linestyle=style, label=label)
         axis.set(xscale="log", yscale="log", title=rule, xlabel="parameters")
         axis.set_ylabel("GB/s at model bytes, cold caches")
         axis.legend(fontsize=8)

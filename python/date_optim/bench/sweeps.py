@@ -57,7 +57,14 @@ def cases_of(
             ]
         elif sweep == "tensors":
             cases += [
-                Case(device, rule, f"{n} tensors", [[TOTAL // n]] * n, threads, sweep)
+                Case(
+                    device,
+                    rule,
+                    f"{n:,} tensor{'s' if n > 1 else ''}",
+                    [[TOTAL // n]] * n,
+                    threads,
+                    sweep,
+                )
                 for n in (1, 10, 100, 1000, 10_000)
             ]
         else:

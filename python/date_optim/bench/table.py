@@ -25,6 +25,7 @@ def progress(console: Console) -> Progress:
         TimeElapsedColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 
@@ -37,13 +38,12 @@ def table_of(title: str, rows: Sequence[Row]) -> Table:
     rows : sequence of dict
         As `date_optim.bench.measure` makes them.
     """
-    several = len({(row["model"], row["threads"]) for row in rows}) > 1
+    varying = [key for key in ("model", "threads") if len({row[key] for row in rows}) > 1]
     on_gpu = any(row["device"] == "cuda" for row in rows)
     baseline = next((row["baseline"] for row in rows if row.get("baseline")), "baseline")
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    if several:
-        table.add_column("shapes")
-        table.add_column("threads")
+    for key in varying:
+        table.add_column("shapes" if key == "model" else key)
     table.add_column("contestant", min_width=24, overflow="fold")
     gpu = ["host us", "launches"] if on_gpu else []
     of = f"of {baseline}"
@@ -54,8 +54,11 @@ def table_of(title: str, rows: Sequence[Row]) -> Table:
         remark = row["note"] if row["status"] == "measured" else row["status"]
         if remark:
             said.append(f"\n{remark}", style="dim")
-        where = [row["model"], str(row["threads"])] if several else []
-        table.add_row(*where, said, *(_cells(row) if row["status"] == "measured" else []))
+        table.add_row(
+            *(str(row[key]) for key in varying),
+            said,
+            *(_cells(row) if row["status"] == "measured" else []),
+        )
     table.caption = (
         "GB/s: of the bytes that the rule needs; beside a large copy's and five streams' rates. "
         "[]: 95% interval of the median ratio. MB: what a step allocates."
