@@ -1,7 +1,8 @@
-# `make demo` and `make test` do all their own set-up in .venv/, and reuse it.
+# `make demo`, `make bench` and `make test` do all their own set-up in .venv/, and reuse it.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 # One of those that `pip install .` compiles for.
 CUDA_ARCHITECTURES ?= 90
 
@@ -12,13 +13,16 @@ native_code = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -na
 sources := date_kernels python tests examples bench
 
 .NOTPARALLEL:
-.PHONY: demo demo-tune test test-integrations mutants lint format clean
+.PHONY: demo demo-tune bench test test-integrations mutants lint format clean
 
 demo: .venv/demo
 	$(bin)/python examples/demo/run.py $(DEMO_ARGS)
 
 demo-tune: .venv/demo
 	$(bin)/python examples/demo/tune.py
+
+bench: .venv/bench
+	$(bin)/python -m date_optim.bench $(BENCH_ARGS)
 
 test: lint
 	$(bin)/pytest
@@ -56,8 +60,14 @@ export DATE_KERNELS_NATIVE := ON
 	DATE_KERNELS_CUDA=OFF $(bin)/pip install --quiet --editable ".[demo]"
 	touch $@
 
+# With the CUDA kernels where there is a GPU to time them on.
+.venv/bench: .venv/torch $(build)
+	DATE_KERNELS_CUDA=$(if $(shell command -v nvidia-smi),AUTO,OFF) $(bin)/pip install --quiet \
+	  --editable ".[bench]" -C cmake.define.CMAKE_CUDA_ARCHITECTURES=native
+	touch $@
+
 .venv/test: .venv/torch $(build)
-	$(bin)/pip install --quiet --editable ".[demo,test]" -C cmake.define.DATE_KERNELS_WERROR=ON \
+	$(bin)/pip install --quiet --editable ".[bench,demo,test]" -C cmake.define.DATE_KERNELS_WERROR=ON \
 	  -C cmake.define.DATE_KERNELS_CUDA=AUTO -C cmake.define.CMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)
 	touch $@
 

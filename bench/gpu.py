@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
-import subprocess
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,15 +25,16 @@ import date_kernels
 from date_kernels import make_stepper
 from date_kernels.cuda_plan import why_no_cuda
 from date_optim import LAMB, LARS, SGD, AdamW, TrustRatio
+from date_optim.bench.clocks import CudaClock
+from date_optim.bench.machine import commit
+from date_optim.bench.models import parameters, shapes_of, sizes_of
+from date_optim.bench.statistics import quantiles
+from date_optim.bench.traffic import Streams, floor_bytes, model_bytes
 from date_optim.optimizer import LayerwiseOptimizer
 
 ROOT = Path(__file__).parent.parent
 MODELS = ("resnet50", "bert-large", "llama-1b", "many-tiny")
-COLD = 256 << 20
-SLEEP = 10_000_000  # clock ticks, some 5 ms: longer than the host needs for any step here
 REPEATS = 21
-
-Step = Callable[[], Any]
 
 
 def lars(params: list[Tensor]) -> torch.optim.Optimizer:
@@ -69,41 +67,8 @@ CASES: dict[str, dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]]] = {
 ON_CUDA = "cuda: "
 """What a contestant's name begins with if the CUDA backend takes its steps, not Triton."""
 
-FLOOR = {"momentum": 20, "adam": 28}
-"""Bytes per parameter that any step moves."""
-
-
-def model_bytes(contestant: str, rule: str, sizes: list[int], cache: int) -> int:
-    """Bytes a step moves where what its MEASURE read of a layer does not stay in half the cache."""
-    floor = FLOOR[rule]
-    contestant = contestant.removeprefix(ON_CUDA)
-    if contestant in ("ours", "torch fused", "torch foreach"):
-        return floor * sum(sizes)
-    read, again = {"ours, LARS": (8, 28), "ours, DATE": (8, 36), "ours, LAMB": (16, 40)}[contestant]
-    return sum(size * (floor if size * read <= cache / 2 else again) for size in sizes)
-
-
-def shapes_of(model: str) -> list[list[int]]:
-    """The shapes of a model's parameters."""
-    shapes: list[list[int]] = json.loads((ROOT / f"bench/shapes/{model}.json").read_text())[
-        "shapes"
-    ]
-    return shapes
-
-
-def parameters(model: str, device: str) -> list[Tensor]:
-    """Parameters with gradients: the same numbers on every device."""
-    generator = torch.Generator().manual_seed(0)
-    params: list[Tensor] = []
-    for shape in shapes_of(model):
-        size = torch.Size(shape).numel()
-        drawn = torch.randn(2, min(size, 1 << 20), generator=generator)
-        repeats = -(-size // drawn.shape[1])
-        weight, gradient = (x.repeat(repeats)[:size].reshape(shape) for x in drawn)
-        param = torch.nn.Parameter((0.02 * weight).to(device))
-        param.grad = (0.01 * gradient).to(device)
-        params.append(param)
-    return params
+TRUST = {"ours, LARS": "gradient", "ours, DATE": "gradient", "ours, LAMB": "update"}
+"""By contestant's name: what its ratio is of."""
 
 
 def contestants(rule: str) -> dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]]:
@@ -131,52 +96,23 @@ def check(make: Callable[[list[Tensor]], torch.optim.Optimizer]) -> None:
     """Hold one step on the GPU to the same step on the CPU."""
     results = []
     for device in ("cpu", "cuda"):
-        params = parameters("resnet50", device)
+        params = parameters(shapes_of("resnet50"), device)
         make(params).step()
         results.append([param.detach().cpu() for param in params])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
-def device_time(step: Step, cold: Tensor) -> float:
-    """Microseconds of one step on cold caches, without what the host adds."""
-    cold.fill_(1)
-    torch.cuda._sleep(SLEEP)  # type: ignore[no-untyped-call]
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    begin.record()
-    step()
-    end.record()
-    torch.cuda.synchronize()
-    return 1e3 * float(begin.elapsed_time(end))
-
-
-def host_time(step: Step) -> float:
-    """Microseconds until the host is free again."""
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    step()
-    taken = time.perf_counter() - begin
-    torch.cuda.synchronize()
-    return 1e6 * taken
-
-
-def copy_rate(cold: Tensor) -> float:
+def copy_rate(clock: CudaClock) -> float:
     """GB/s of a large copy, bytes read and written."""
-    source = torch.ones(1 << 28, device="cuda")
-    target = torch.empty_like(source)
-    times = [device_time(lambda: target.copy_(source), cold) for _ in range(REPEATS)]
-    return 2 * source.numel() * source.element_size() / statistics.median(times) / 1e3
+    streams = Streams("cuda")
+    return statistics.median(streams.copy_rate(clock) for _ in range(REPEATS))
 
 
-def quantile(values: list[float], share: float) -> float:
-    """The value that `share` of all are not above."""
-    return sorted(values)[round(share * (len(values) - 1))]
-
-
-def measure(model: str, rule: str, copy: float, cold: Tensor) -> list[dict[str, Any]]:
+def measure(model: str, rule: str, copy: float, clock: CudaClock) -> list[dict[str, Any]]:
     """One row for each contestant, which take turns."""
     cache = torch.cuda.get_device_properties("cuda").L2_cache_size
-    params = parameters(model, "cuda")
+    params = parameters(shapes_of(model), "cuda")
     optimizers = {name: make(params) for name, make in contestants(rule).items()}
     for optimizer in optimizers.values():
         for _ in range(3):
@@ -185,13 +121,15 @@ def measure(model: str, rule: str, copy: float, cold: Tensor) -> list[dict[str, 
     host: dict[str, list[float]] = {name: [] for name in optimizers}
     for _ in range(REPEATS):
         for name, optimizer in optimizers.items():
-            device[name].append(device_time(optimizer.step, cold))
-            host[name].append(host_time(optimizer.step))
-    sizes = [torch.Size(shape).numel() for shape in shapes_of(model)]
+            device[name].append(clock.cold(optimizer.step))
+            host[name].append(clock.host(optimizer.step))
+    sizes = sizes_of(shapes_of(model))
     fused = statistics.median(device["torch fused"])
     rows = []
     for name, times in device.items():
-        moved, median = model_bytes(name, rule, sizes, cache), statistics.median(times)
+        trust = TRUST.get(name.removeprefix(ON_CUDA))
+        moved = model_bytes(rule, trust, sizes, cache)
+        p20, median, p80 = quantiles(times)
         rows.append(
             {
                 "model": model,
@@ -199,9 +137,9 @@ def measure(model: str, rule: str, copy: float, cold: Tensor) -> list[dict[str, 
                 "contestant": name,
                 "tensors": len(sizes),
                 "parameters": sum(sizes),
-                "us_p20": quantile(times, 0.2),
+                "us_p20": p20,
                 "us_p50": median,
-                "us_p80": quantile(times, 0.8),
+                "us_p80": p80,
                 "host_us_p50": statistics.median(host[name]),
                 "model_bytes": moved,
                 "gb_per_s": moved / median / 1e3,
@@ -209,17 +147,10 @@ def measure(model: str, rule: str, copy: float, cold: Tensor) -> list[dict[str, 
                 "of_torch_fused": median / fused,
                 "bound_of_torch_fused": 1.0
                 if name.endswith("ours")
-                else 1.1 * moved / (FLOOR[rule] * sum(sizes)),
+                else 1.1 * moved / floor_bytes(rule, sizes),
             }
         )
     return rows
-
-
-def commit() -> str:
-    """The commit that was measured, where it is known."""
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    return os.environ.get("DATE_KERNELS_COMMIT") or asked.stdout.strip() or "unknown"
 
 
 def save(path: Path, where: dict[str, Any], command: str, rows: list[dict[str, Any]]) -> None:
@@ -246,8 +177,8 @@ def main() -> None:
             if not name.startswith("torch"):
                 check(make)
     properties = torch.cuda.get_device_properties("cuda")
-    cold = torch.empty(COLD, dtype=torch.uint8, device="cuda")
-    copy = copy_rate(cold)
+    clock = CudaClock()
+    copy = copy_rate(clock)
     print(f"{properties.name}, copy {copy:.0f} GB/s")
     print(
         f"{'':40} {'us':>9} {'p20':>9} {'p80':>9} {'GB/s':>6} {'copy':>5} {'fused':>6} "
@@ -256,7 +187,7 @@ def main() -> None:
     rows = []
     for model in arguments.models:
         for rule in CASES:
-            for row in measure(model, rule, copy, cold):
+            for row in measure(model, rule, copy, clock):
                 rows.append(row)
                 print(
                     f"{model:11} {rule:8} {row['contestant']:19} {row['us_p50']:9.1f} "

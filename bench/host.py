@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -29,10 +28,13 @@ from torch import Tensor
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from gpu import quantile, save, shapes_of
+from gpu import save
 
 from date_kernels.triton_plan import TritonPlan
 from date_optim import LAMB, LARS
+from date_optim.bench.machine import processor
+from date_optim.bench.models import shapes_of
+from date_optim.bench.statistics import quantiles
 from date_optim.optimizer import LayerwiseOptimizer
 
 MODELS = ("resnet50", "bert-large", "many-tiny")
@@ -110,23 +112,12 @@ def measure(model: str, rule: str, repeats: int) -> list[dict[str, Any]]:
             "contestant": name,
             "step": when,
             "tensors": len(params[name]),
-            "us_p20": quantile(of, 0.2),
-            "us_p50": statistics.median(of),
-            "us_p80": quantile(of, 0.8),
+            **dict(zip(("us_p20", "us_p50", "us_p80"), quantiles(of), strict=True)),
             "bar_us": 30 + 0.8 * len(params[name]),
             "of_torch_fused": statistics.median(of) / statistics.median(times["torch fused", when]),
         }
         for (name, when), of in times.items()
     ]
-
-
-def processor() -> str:
-    """Its model's name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
 
 
 def main() -> None:

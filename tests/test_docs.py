@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import report
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -123,15 +124,19 @@ def test_the_readmes_table_is_the_committed_runs() -> None:
     assert document["commit"][:7] in README
 
 
-def test_the_readmes_gpu_table_is_the_results() -> None:
-    columns = [("momentum", name) for name in ("torch fused", "ours", "ours, LARS")]
-    columns += [("adam", name) for name in ("torch fused", "ours", "ours, LAMB")]
-    expected: list[tuple[str, ...]] = []
-    for path in sorted((ROOT / "bench/results").glob("nvidia-*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        times = {(x["model"], x["rule"], x["contestant"]): x["us_p50"] for x in result["rows"]}
-        for model in ("resnet50", "bert-large", "llama-1b"):
-            cells = (f"{times[(model, *column)]:.0f}" for column in columns)
-            expected.append((result["device"], model, *cells))
-    number = r" (\d+) \|"
-    assert expected == re.findall(rf"^\| (NVIDIA [^|]+) \| (\S+) \|{6 * number}$", README, re.M)
+@pytest.mark.parametrize("path", report.PAGES, ids=lambda path: path.name)
+def test_the_tables_are_the_committed_results(path: Path) -> None:
+    """``python bench/report.py`` makes them so."""
+    page = path.read_text(encoding="utf-8")
+    assert report.filled(page) == page
+    opened = re.findall(r"<!-- results: (.+?) -->", page)
+    assert opened == [name for _, name, _ in report.BLOCK.findall(page)]
+    assert opened
+
+
+def test_a_result_that_changes_changes_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    document = json.loads((report.RESULTS / "nvidia-h200.json").read_text(encoding="utf-8"))
+    for row in document["rows"]:
+        row["us_p50"] = 123456.0
+    monkeypatch.setattr(report, "documents", lambda key: iter([document]))
+    assert report.filled(README).count("| 123456 |") == 3 * 3  # neighbours share a bar

@@ -429,3 +429,25 @@ def test_what_would_be_ignored_is_refused(
 ) -> None:
     with pytest.raises(error, match=match):
         make([Parameter(torch.ones(2)), Parameter(torch.ones(2))])
+
+
+def test_names_are_made_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each: a first step over n tensors would cost n squared."""
+    made: list[int] = []
+    names_of = LayerwiseOptimizer._names
+
+    def names(optimizer: LayerwiseOptimizer) -> dict[int, str]:
+        made.append(1)
+        return names_of(optimizer)
+
+    monkeypatch.setattr(LayerwiseOptimizer, "_names", names)
+    counts = []
+    for size in (5, 50):
+        params = [Parameter(weight) for weight in random_tensors([3] * size, 0)]
+        optimizer = SGD(params, lr=0.1, momentum=0.9)
+        made.clear()
+        for param in params:
+            param.grad = torch.ones(3)
+        optimizer.step()
+        counts.append(len(made))
+    assert counts[0] == counts[1]

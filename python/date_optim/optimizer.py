@@ -329,8 +329,9 @@ class LayerwiseOptimizer(Optimizer):
         self._check_capture(layers.params[0])
         # Where GradScaler leaves them for the time of a step; it asks whether they are there.
         grad_scale, found_inf = map(self.__dict__.get, ("grad_scale", "found_inf"))
+        name_of = self._name_of(own)
         if grad_scale is not None:
-            _check_writable(layers.grads, partial(self._name_of, own))
+            _check_writable(layers.grads, name_of)
         telemetry = self._stepper_of().step(
             layers.params,
             layers.grads,
@@ -339,7 +340,7 @@ class LayerwiseOptimizer(Optimizer):
             layers.groups,
             grad_scale=grad_scale,
             found_inf=found_inf,
-            name_of=partial(self._name_of, own),
+            name_of=name_of,
         )
         self._telemetry = own, telemetry
         if grad_scale is not None:
@@ -467,9 +468,10 @@ class LayerwiseOptimizer(Optimizer):
             for param, own, place in members
         }
 
-    def _name_of(self, params: list[Tensor], layer: int) -> str:
-        """What errors call a layer of a step."""
-        return self._names()[id(params[layer])]
+    def _name_of(self, params: list[Tensor]) -> Callable[[int], str]:
+        """What errors call a layer of a step; all names are made at once, when one is needed."""
+        names = cache(self._names)
+        return lambda layer: names()[id(params[layer])]
 
     def start_reading(self) -> Reading:
         """Have a GPU send what the last step found out, without waiting for it."""

@@ -15,13 +15,11 @@ import importlib.util
 import inspect
 import math
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import pytest
@@ -33,6 +31,7 @@ from torch_runs import distance
 
 import date_optim
 from date_kernels.testing import assert_close
+from date_optim.bench.peers import timm_optim
 from date_optim.optimizer import LayerwiseOptimizer
 
 ROOT = Path(__file__).parents[2]
@@ -61,21 +60,10 @@ def peer(name: str) -> Any:
     """Return a peer's class or function; without its package the test is skipped."""
     package, _, attribute = name.rpartition(".")
     if package == "timm.optim":
+        if importlib.util.find_spec("timm") is None:
+            pytest.skip("could not import 'timm': No module named 'timm'")
         return getattr(timm_optim(attribute.lower()), attribute)
     return getattr(pytest.importorskip(package), attribute)
-
-
-def timm_optim(module: str) -> ModuleType:
-    """Return a module of timm.optim without its package.
-
-    ``import timm`` imports its models, and they want a torchvision that fits torch.
-    """
-    spec = importlib.util.find_spec("timm")
-    if spec is None or spec.origin is None:
-        pytest.skip("could not import 'timm': No module named 'timm'")
-    package = sys.modules.setdefault("timm_optim", ModuleType("timm_optim"))
-    package.__path__ = [str(Path(spec.origin).parent / "optim")]
-    return importlib.import_module(f"timm_optim.{module}")
 
 
 class Optax:

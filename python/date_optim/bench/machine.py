@@ -1,0 +1,142 @@
+"""What was measured, and on what."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from date_kernels import info
+
+from .peers import PEERS, installed_version
+
+_CPUS = Path("/sys/devices/system/cpu")
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def processor() -> str:
+    """Return the processor's name, where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.split(": ")[1] for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def commit() -> str:
+    """Return the commit that is measured, where it is known: git's, or DATE_KERNELS_COMMIT."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git
+        asked = ""
+    tracked = here.parents[2].joinpath("csrc").is_dir()  # else the repository is the user's own
+    return os.environ.get("DATE_KERNELS_COMMIT") or (asked if tracked else "") or "unknown"
+
+
+def _cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _caches(core: int) -> list[dict[str, Any]]:
+    """Return a core's data caches, the nearest first, with the cores that share each."""
+    found = []
+    for folder in sorted((_CPUS / f"cpu{core}/cache").glob("index*")):
+        try:
+            values = {
+                key: (folder / key).read_text(encoding="utf-8").strip()
+                for key in ("level", "type", "size", "shared_cpu_list")
+            }
+        except OSError:
+            continue
+        if values["type"] != "Instruction":
+            found.append(
+                {
+                    "level": int(values["level"]),
+                    "bytes": int(values["size"][:-1]) * _UNITS[values["size"][-1]],
+                    "shared_by": _numbers(values["shared_cpu_list"]),
+                }
+            )
+    return sorted(found, key=lambda cache: int(cache["level"]))
+
+
+def _numbers(ranges: str) -> list[int]:
+    """Return what ``0-2,5`` lists."""
+    ends = [[int(end) for end in part.split("-")] for part in ranges.split(",")]
+    return [number for end in ends for number in range(end[0], end[-1] + 1)]
+
+
+def cache_bytes(device: str) -> int:
+    """Return the bytes of the last cache before memory; 0 where it is not known."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).L2_cache_size)
+    caches = _caches(_cores()[0])
+    return int(caches[-1]["bytes"]) if caches else 0
+
+
+def cores_share_a_cache() -> bool:
+    """Whether one cache serves all cores that may be used, as far as the system tells."""
+    cores = _cores()
+    caches = _caches(cores[0])
+    return len(cores) == 1 or (bool(caches) and set(cores) <= set(caches[-1]["shared_by"]))
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def describe(devices: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]:
+    """Return all that a results file says beside its rows.
+
+    Parameters
+    ----------
+    devices : sequence of {"cpu", "cuda"}
+    arguments : sequence of str
+        Of the command line.
+    """
+    cores = _cores()
+    machine: dict[str, Any] = {
+        "system": platform.platform(),
+        "processor": processor(),
+        "cores": len(cores),
+        "caches": _caches(cores[0]),
+        "cores_share_a_cache": cores_share_a_cache(),
+        "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
+    }
+    if "cuda" in devices:
+        gpu = torch.cuda.get_device_properties(0)
+        machine["gpu"] = {
+            "name": gpu.name,
+            "multiprocessors": gpu.multi_processor_count,
+            "memory_bytes": gpu.total_memory,
+            "l2_bytes": gpu.L2_cache_size,
+            "cuda": torch.version.cuda,
+        }
+    return {
+        "command": f"python -m date_optim.bench {shlex.join(arguments)}".strip(),
+        "commit": commit(),
+        "machine": machine,
+        "versions": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "triton": _version("triton"),
+            **{PEERS[peer]: installed_version(peer) for peer in PEERS},
+        },
+        "date_kernels": asdict(info()),
+    }
