@@ -41,8 +41,18 @@ BLOCK = 1024
 SMALL, LARGE = BLOCK, 2 * BLOCK
 """Elements: what they differ by is whole blocks, and so whole vectors and lanes, of one leaf."""
 
+LINE = 16
+"""Floats of a cache line, which one instruction prefetches."""
+
+STRIP = 64
+"""Elements whose lines are prefetched together (csrc/cpu/thread.h)."""
+
 LOOP = 3
 """Instructions that advance, compare and branch."""
+
+
+DECAY = 3
+"""To ask whether there is one: a comparison and two branches."""
 
 
 # What a formula asks for
@@ -79,9 +89,12 @@ class Budget:
         *,
         read: Mapping[str, int],
         written: Mapping[str, int],
+        prefetched: int,
         buffered: int = 0,
     ) -> None:
-        """A loop over vectors.
+        """A loop over vectors, within one over strips, whose lines of `prefetched` arrays another
+        loop prefetches, each with a pointer to advance. A strip may ask whether there is a decay,
+        as `squares` does, and take its operations' constants to registers.
 
         An operation reads one operand from memory, so that a value that two of them use may be
         loaded twice. Before AVX its result overwrites an operand, so that a move comes with it, and
@@ -93,6 +106,8 @@ class Budget:
         )
         accesses = 2 * sum(read.values()) + sum(written.values()) + buffered
         self.instructions += (operations + accesses + LOOP) / self.vector
+        constants = formula.arithmetic + formula.choices
+        self.instructions += (2 * prefetched + LOOP) / LINE + (constants + DECAY + LOOP) / STRIP
         self._touch(read, written)
 
     def squares(
@@ -103,7 +118,7 @@ class Budget:
         A vector is two of doubles, each converted, squared and added, and the upper half has to be
         taken out first, before AVX through memory. There 16 accumulators do not fit the registers
         beside the rest: each is loaded and stored. Whether the gradient has a decay is asked once
-        for all lanes: a comparison and two branches.
+        for all lanes.
         """
         vectors = LANES // self.vector
         first = VECTOR["baseline"] == self.vector
@@ -111,8 +126,7 @@ class Budget:
         loads = vectors * 2 * streams
         accumulators = 2 * streams * LANES // 2 if first else 0
         operations = vectors * formula.arithmetic * (2 if first else 1)
-        decay = 3
-        lanes = halves + loads + accumulators + operations + prefetched + decay + LOOP
+        lanes = halves + loads + accumulators + operations + prefetched + DECAY + LOOP
         self.instructions += lanes / LANES
         self._touch(read, {})
 
@@ -149,17 +163,21 @@ def budget_of(step: str, vector: int, formulas: Mapping[str, Formula]) -> Budget
     if step == OF_UPDATE:
         # Without decay the direction needs no weights. The update lies in a buffer.
         stored = states if conclude else {}
-        budget.loop(direction + update, read=gradient | states, written=stored, buffered=1)
+        read = gradient | states
+        formula, prefetched = direction + update, sum((weights | read).values())
+        budget.loop(formula, read=read, written=stored, prefetched=prefetched, buffered=1)
         budget.squares(NOTHING, streams=2, read=weights, prefetched=0)
         # A block's lanes go to registers and back, two streams of them, and the constants of two
         # loops to registers.
         budget.instructions += (2 * 2 * 2 * LANES + 2 * LANES) / BLOCK
     if step == OF_UPDATE and conclude:  # it is not advanced again: Note [Early commit]
         reads = weights | {"states": conclude.states}
-        budget.loop(conclude + update + applied, read=reads, written=weights)
+        formula = conclude + update + applied
+        budget.loop(formula, read=reads, written=weights, prefetched=sum(reads.values()))
     else:
         reads = weights | gradient | states
-        budget.loop(direction + update + applied, read=reads, written=weights | states)
+        formula, written = direction + update + applied, weights | states
+        budget.loop(formula, read=reads, written=written, prefetched=sum(reads.values()))
     return budget
 
 

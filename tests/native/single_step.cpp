@@ -186,7 +186,8 @@ void run(int argc, char** argv) {
                   .measures = 0,
                   .options = 0,
                   .gradient_type = 0,
-                  .type = 0};
+                  .type = 0,
+                  .state_type = 0};
   const void* const gradient = array_of("gradient", size);
   for (std::size_t k = 0; k < used.size(); ++k) {
     if (used[k]) layer.states[k] = array_of("states", size);
