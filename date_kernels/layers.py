@@ -47,8 +47,11 @@ def state_dtype(group: Group, param: Tensor, key: str = "") -> torch.dtype:
     return arithmetic(param) if asked is None or key == MASTER else asked
 
 
-def check_state_dtype(group: Group, param: Tensor, name: str) -> None:
-    """Refuse a ``state_dtype`` that no kernel keeps a parameter's states in.
+def check_state_dtype(rule: Rule, group: Group, param: Tensor, name: str) -> None:
+    """Refuse a ``state_dtype`` that no kernel keeps a parameter's states in, or that loses them.
+
+    A float16 square of what is below 2e-4 is 0, and of what is beyond 255 infinite: a step would
+    divide by the one and stand still by the other.
 
     Raises
     ------
@@ -62,6 +65,12 @@ def check_state_dtype(group: Group, param: Tensor, name: str) -> None:
         raise ValueError(
             f"Invalid state_dtype value: {asked!r}; {name} is {param.dtype}, whose states are kept "
             f"in {have}: give its param group that, or None"
+        )
+    squares = [key for key in rule.used(group) if key in rule.squares]
+    if asked == torch.float16 and squares:
+        raise ValueError(
+            f"Invalid state_dtype value: {asked!r}; {name} has {squares[0]!r}, and squares leave "
+            "float16's range: take None, or bfloat16 parameters and states"
         )
 
 
@@ -320,7 +329,7 @@ def new_state(rule: Rule, group: Group, param: Tensor, key: str, what: str) -> T
         Where no kernel serves the parameter, or keeps its states in the group's ``state_dtype``.
     """
     check_tensor(param, what)
-    check_state_dtype(group, param, what)
+    check_state_dtype(rule, group, param, what)
     start = None if key == MASTER else rule.start(key, group)
     state = torch.empty_like(
         param,
@@ -475,7 +484,7 @@ def check_layers(
         name = name_in(name_of, i)
         group = groups[layers[i][0]]
         written.append((name, check_tensor(param, name, device)))
-        check_state_dtype(group, param, name)
+        check_state_dtype(rule, group, param, name)
         what = f"the gradient of {name}"
         read.append((what, check_gradient(grad, what, param)))
         step = steps[i]

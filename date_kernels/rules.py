@@ -49,6 +49,8 @@ class Rule:
         and benchmarks run over.
     starts : mapping
         The option that a state starts from, by the state's key; other states start from 0.
+    squares : tuple of str
+        States that are sums or averages of squares.
     torch_saves_step : bool
         Whether the checkpoints of torch's twin hold a step counter.
     """
@@ -62,6 +64,7 @@ class Rule:
     constants: Callable[[Group], dict[str, float]]
     variants: Mapping[str, Mapping[str, Any]]
     starts: Mapping[str, str] = field(default_factory=dict)
+    squares: tuple[str, ...] = ()
     torch_saves_step: bool = True
 
     def start(self, state: str, group: Group) -> float:
@@ -384,6 +387,7 @@ RMSPROP = Rule(
         "tf1-centered-momentum": {**_RMSPROP_TF1, "centered": True, "eps": 1e-3, "momentum": 0.9},
     },
     starts={"square_avg": "initial_square_avg"},
+    squares=("square_avg",),
 )
 
 
@@ -407,6 +411,7 @@ ADAGRAD = Rule(
         "tf1": {"initial_accumulator_value": 0.1, "eps": 0.0},
     },
     starts={"sum": "initial_accumulator_value"},
+    squares=("sum",),
 )
 
 
@@ -459,6 +464,7 @@ ADAM = Rule(
         "amsgrad": {"betas": (0.8, 0.95), "amsgrad": True},
         "uncorrected": {"bias_correction": False, "eps": 1e-6},
     },
+    squares=("exp_avg_sq", "max_exp_avg_sq"),
 )
 
 
@@ -481,6 +487,7 @@ ADADELTA = Rule(
         "eps": float(group["eps"]),
     },
     variants={"plain": {}, "fast": {"rho": 0.7, "eps": 1e-3}},
+    squares=("square_avg", "acc_delta"),
 )
 
 LION = Rule(

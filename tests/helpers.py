@@ -28,7 +28,7 @@ TARGETS = [name for name, supported in native.module().targets() if supported]
 TF1: Options = dict(RULES["rmsprop"].variants["tf1"])
 DECAY: Options = {"weight_decay": 0.03}
 
-SQUARES = ("square_avg", "sum", "exp_avg_sq", "max_exp_avg_sq", "acc_delta")
+SQUARES = {key for rule in RULES.values() for key in rule.squares}
 """States that are never negative."""
 
 DTYPES = (

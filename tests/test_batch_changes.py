@@ -192,10 +192,11 @@ def test_a_warmup_that_was_allowed_to_fill_the_run_may_go_on() -> None:
 # --- under torch ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["float", "tensor"])
+@pytest.mark.parametrize("kind", ["float", "tensor", "tensor of shape (1,)"])
 @pytest.mark.parametrize("decay", DECAYS)
 def test_a_scheduler_follows_the_changed_recipe(decay: Decay, kind: str) -> None:
-    opt = optimizer(0.7 if kind == "float" else torch.tensor(0.7, dtype=torch.float64))
+    tensor = torch.full((1,) if "1" in kind else (), 0.7, dtype=torch.float64)
+    opt = optimizer(0.7 if kind == "float" else tensor)
     tensors = [group["lr"] for group in opt.param_groups]
     scheduler = recipe(decay).scheduler(opt)
     used = advance(opt, scheduler, 7)

@@ -63,8 +63,10 @@ def test_16_bit_parameters_have_float32_states(
         )
 
 
-@pytest.mark.parametrize("name", FULL)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, torch.bfloat16) for name in FULL), ("SGD", torch.float16)],
+)
 def test_state_dtype_halves_the_states_of_16_bit_parameters(name: str, dtype: torch.dtype) -> None:
     """To what torch keeps, which has them in the parameter's dtype."""
     cls, torchs = TWINS[name.split("-", maxsplit=1)[0]]

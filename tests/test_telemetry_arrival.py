@@ -87,6 +87,10 @@ def test_numbers_that_a_graph_replays_are_read_anew(monkeypatch: pytest.MonkeyPa
     assert norms(optimizer.read_telemetry()) == [4.0]
     device.buffer[KEYS.index("measured_norm")] = 5.0
     assert norms(optimizer.read_telemetry()) == [5.0]
+    for norm in (5.0, 6.0):  # a round of Composer's monitor each
+        device.buffer[KEYS.index("measured_norm")] = norm
+        found = optimizer.report_per_parameter_metrics(param, "w", {})
+        assert found["trust/measured_norm/w"] == norm
 
 
 def test_the_newest_finished_steps_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,17 +157,22 @@ class LayerwiseOptimizer(Optimizer):
         super().add_param_group(group)
         try:
             self._check_flags(self.param_groups[-1], self.param_groups[-1]["params"])
-            names = self._names()
-            for param in self.param_groups[-1]["params"]:
-                check_state_dtype(self.param_groups[-1], param, names[id(param)])
+            self._check_state_dtypes(self.param_groups[-1], self.param_groups[-1]["params"])
             self.param_groups[-1]["exclude"] = _resolve(exclude, self.param_groups[-1])
         except BaseException:
             self.param_groups.pop()
             raise
 
+    def _check_state_dtypes(self, group: dict[str, Any], params: Sequence[Tensor]) -> None:
+        if group["state_dtype"] is not None:
+            names = self._names()
+            for param in params:
+                check_state_dtype(RULES[self.rule], group, param, names[id(param)])
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Complete the options and counters of a state that lacks them, but for ``exclude``."""
         super().__setstate__(state)
+        self.defaults = {**_LAYERWISE, **self.defaults}
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 if key != "exclude":
@@ -233,6 +238,7 @@ class LayerwiseOptimizer(Optimizer):
             for number, (own, group) in enumerate(zip(self.param_groups, groups, strict=True)):
                 self._check(group)
                 self._check_flags(group, own["params"])
+                self._check_state_dtypes(group, own["params"])
                 _check_excluded(group, number)
             check_common(groups)
             self._check_saved(state_dict["state"], groups, of_torch)
@@ -268,7 +274,10 @@ class LayerwiseOptimizer(Optimizer):
                     ) from None
 
     def _keep_dtypes(self, states: dict[int, Any], groups: list[dict[str, Any]]) -> None:
-        """Undo torch's cast of states to a 16-bit parameter's dtype: nothing is lost on the way."""
+        """Undo torch's cast of states to a 16-bit parameter's dtype.
+
+        Nothing is lost on the way but what ``state_dtype`` asks for.
+        """
         known = {*RULES[self.rule].states, MASTER, "step"}  # others are a wrapper's
         for own, group in zip(self.param_groups, groups, strict=True):
             for param, index in zip(own["params"], group["params"], strict=True):
@@ -525,10 +534,11 @@ class LayerwiseOptimizer(Optimizer):
             `optimizer_metrics`.
         """
         _, telemetry = self.__dict__.get("_telemetry", ([], None))
-        known, layers = self.__dict__.get("_reported", (None, {}))
-        if telemetry is not known:
-            layers = self.start_reading().by_id()
-            self._reported = telemetry, layers
+        known, layers, asked = self.__dict__.get("_reported", (None, {}, set()))
+        if telemetry is not known or id(param) in asked:  # another round
+            layers, asked = self.start_reading().by_id(), set()
+            self._reported = telemetry, layers, asked
+        asked.add(id(param))
         if id(param) in layers:
             numbers = layers[id(param)].scalars(name)
             optimizer_metrics |= {f"trust/{key}": value for key, value in numbers.items()}

@@ -24,10 +24,11 @@ master_weights : bool
     loaded or swapped in, say) lasts one step at most, unless ``state[param]["master"]`` is deleted
     or written, too.
 state_dtype : torch.dtype, optional
-    What states are kept in: the dtype of the arithmetic (None), or for 16-bit parameters their own,
-    which saves half of it. Each step computes in float32 and rounds what it stores, so that changes
-    of a state smaller than its last bit are lost: an average of squares in bfloat16 with a decay of
-    0.999 hardly moves. Master weights stay float32.
+    What states are kept in: the dtype of the arithmetic (None), or of 16-bit parameters their own,
+    which saves half of it; parameters of other dtypes need a param group without it. Each step
+    computes in float32 and rounds what it stores, so that changes of a state smaller than its last
+    bit are lost: an average of squares in bfloat16 with a decay of 0.999 hardly moves. Squares do
+    not fit float16 and are refused. Master weights stay float32.
 momentum_scaling : {"outside", "inside", "ratio_inside"}
     For rules with a momentum buffer: where learning rate and ratio stand. Both outside it
     (TensorFlow), both inside it (LARS paper, TPU, optax), or the ratio alone inside (timm, LARC).

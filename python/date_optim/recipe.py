@@ -136,7 +136,7 @@ class Recipe:
 
     baseline: Baseline
     batch_size: int
-    changes: tuple[BatchChange, ...]
+    changes: tuple[BatchChange, ...] = ()
 
     def __init__(
         self,

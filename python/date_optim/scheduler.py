@@ -183,7 +183,9 @@ class RecipeScheduler(LRScheduler):
     def _set_rates(self, rates: Sequence[float | Tensor]) -> None:
         """Give the groups their rates, tensors in place; no device is waited for."""
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            if isinstance(group["lr"], Tensor):
+            if isinstance(rate, Tensor):
+                group["lr"].copy_(rate)
+            elif isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate

@@ -36,8 +36,8 @@ def write_csv(file: TextIO, layers: Layers, step: int) -> None:
     Parameters
     ----------
     file : text file
-        Open for writing, or for appending, with ``newline=""``. The names of the columns are
-        written where it is empty.
+        Open for writing, or for appending, with ``newline=""``, and no pipe: the names of the
+        columns are written where it is empty.
     layers : mapping of str to LayerTelemetry
     step : int
         The step that they are of.
