@@ -7,6 +7,7 @@ and which test fails where it does not, a pytest node id under ``tests/``::
     Test: test_engine_native.py::test_formulas_in_double_are_the_references
 
 A test that cannot be collected, a crash or a hang is no catch: it does not tell what is wrong.
+As many mutants at a time as there are processors, each in a copy of the tree.
 
     python tests/mutants/run.py [--keep] [NAME ...]
 """
@@ -24,8 +25,10 @@ import tempfile
 import time
 import venv
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 import pybind11
 
@@ -60,6 +63,15 @@ class Mutant:
         if promise is None or test is None:
             sys.exit(f"{patch} must start with the lines 'Promise: ...' and 'Test: ...'")
         return cls(patch, promise[1], f"tests/{test[1]}", "+++ b/csrc/" in text)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a mutant, "caught" at best, what its test printed, and how long it took."""
+
+    word: str
+    text: str
+    seconds: float
 
 
 class Copy:
@@ -136,8 +148,13 @@ class Copy:
         """Apply a patch."""
         return self.run("git", "apply", *options, mutant.patch, timeout=BUILD_S)
 
-    def judge(self, mutant: Mutant) -> tuple[str, str]:
-        """What became of a mutant, "caught" at best, and what its test printed."""
+    def judge(self, mutant: Mutant) -> Verdict:
+        """Apply a mutant, test it and take it back."""
+        begin = time.monotonic()
+        word, text = self._judge(mutant)
+        return Verdict(word, text, time.monotonic() - begin)
+
+    def _judge(self, mutant: Mutant) -> tuple[str, str]:
         if (done := self.apply(mutant)).returncode != 0:
             return "does not apply", done.stdout
         try:
@@ -166,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Judge the mutants; 0 where all are caught."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these mutants")
-    parser.add_argument("--keep", action="store_true", help="leave the copy where it is")
+    parser.add_argument("--keep", action="store_true", help="leave the copies where they are")
     chosen = parser.parse_args(arguments)
     patches = sorted(HERE.glob("*.patch"))
     if unknown := set(chosen.names) - {patch.stem for patch in patches}:
@@ -177,25 +194,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="mutants-"))
     try:
-        copy = Copy(folder)
+        first = Copy(folder / "0")
         tests = dict.fromkeys(mutant.test for mutant in mutants)
-        done = copy.test(*tests, timeout=ALL_TESTS_S)
+        done = first.test(*tests, timeout=ALL_TESTS_S)
         if done.returncode != 0:
             print(f"the tests fail without a mutant\n{done.stdout}")
             return 1
         print(f"{len(mutants)} mutants; without one their tests pass", flush=True)
+        workers = min(os.cpu_count() or 1, len(mutants))
+        copies: SimpleQueue[Copy] = SimpleQueue()
+        for copy in (first, *(Copy(folder / str(number)) for number in range(1, workers))):
+            copies.put(copy)
+
+        def judge(mutant: Mutant) -> Verdict:
+            copy = copies.get()
+            try:
+                return copy.judge(mutant)
+            finally:
+                copies.put(copy)
+
         missed = 0
-        for mutant in mutants:
-            since = time.monotonic()
-            verdict, text = copy.judge(mutant)
-            missed += verdict != "caught"
-            seconds = time.monotonic() - since
-            print(f"{verdict:<10} {seconds:5.1f} s  {mutant.patch.stem}", flush=True)
-            if verdict != "caught":
-                print(f"  promise: {mutant.promise}\n  test: {mutant.test}\n{text}", flush=True)
+        with ThreadPoolExecutor(workers) as pool:
+            for mutant, verdict in zip(mutants, pool.map(judge, mutants), strict=True):
+                missed += verdict.word != "caught"
+                print(
+                    f"{verdict.word:<10} {verdict.seconds:5.1f} s  {mutant.patch.stem}", flush=True
+                )
+                if verdict.word != "caught":
+                    print(f"  promise: {mutant.promise}\n  test: {mutant.test}\n{verdict.text}")
     finally:
         if chosen.keep:
-            print(f"the copy is {folder}")
+            print(f"the copies are in {folder}")
         else:
             shutil.rmtree(folder)
     minutes = (time.monotonic() - begin) / 60
