@@ -60,10 +60,13 @@ export DATE_KERNELS_NATIVE := ON
 	DATE_KERNELS_CUDA=OFF $(bin)/pip install --quiet --editable ".[demo]"
 	touch $@
 
-# With the CUDA kernels where there is a GPU to time them on.
-.venv/bench: .venv/torch $(build)
+# With the CUDA kernels where there is a GPU to time them on, and with the packages that the CPU's
+# bars are over; without their dependencies, which would replace torch.
+cpu_peers := ^(timm|torch-optimizer|pytorch-ranger|pytorch-optimizer)==
+.venv/bench: .venv/torch $(build) tests/peers/requirements.txt
 	DATE_KERNELS_CUDA=$(if $(shell command -v nvidia-smi),AUTO,OFF) $(bin)/pip install --quiet \
 	  --editable ".[bench]" -C cmake.define.CMAKE_CUDA_ARCHITECTURES=native
+	grep -E '$(cpu_peers)' tests/peers/requirements.txt | $(bin)/pip install --quiet --no-deps -r /dev/stdin
 	touch $@
 
 .venv/test: .venv/torch $(build)

@@ -65,12 +65,16 @@ def gpu_summary() -> str:
 
 
 def cpu_summary() -> str:
-    """Milliseconds of every contestant that was measured on the CPU."""
+    """Milliseconds of every contestant on the CPU, or why it was not measured."""
     parts = []
     for document in documents(BY_COMMAND):
         rows = []
         for row in document["rows"]:
-            if row["status"] != "measured" or row["device"] != "cpu" or row["sweep"]:
+            if "status" not in row or row["device"] != "cpu" or row["sweep"]:
+                continue  # a bar, or of another table
+            if row["status"] != "measured":
+                head = [row["model"], row["rule"], f"{row['contestant']}: {row['status']}"]
+                rows.append([*head, *[""] * 8])
                 continue
             low, high = row["of_baseline_low"], row["of_baseline_high"]
             rows.append(
@@ -81,11 +85,12 @@ def cpu_summary() -> str:
                     f"{row['gb_per_s']:.1f}",
                     f"{row['of_copy']:.0%}",
                     "" if low is None else f"{row['of_baseline']:.2f} [{low:.2f}, {high:.2f}]",
+                    row["baseline"] or "",
                 ]
             )
         if rows:
             columns = ["shapes", "rule", "contestant", "cold ms", "p20", "p80", "warm ms"]
-            columns += ["GB/s", "of copy", "of torch fused"]
+            columns += ["GB/s", "of copy", "ratio", "to"]
             machine, versions = document["machine"], document["versions"]
             said = (
                 f"{machine['processor']}, {machine['cores']} cores, torch {versions['torch']}, "

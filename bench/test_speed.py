@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from date_optim.bench.check import why_not
-from date_optim.bench.clocks import COLD
+from date_optim.bench.clocks import cold_bytes
 from date_optim.bench.contestants import contestants
 from date_optim.bench.measure import Case, runners_of
 from date_optim.bench.models import shapes_of
@@ -37,7 +37,7 @@ def test_step(benchmark: Any, model: str, rule: str, name: str) -> None:
     assert why_not(contestant, DEVICE) is None
     case = Case(DEVICE, rule, model, shapes_of(model), torch.get_num_threads())
     (runner,) = runners_of(case, [contestant])
-    rewritten = torch.empty(COLD, dtype=torch.uint8, device=DEVICE)
+    rewritten = torch.empty(cold_bytes(DEVICE), dtype=torch.uint8, device=DEVICE)
 
     def chill() -> None:
         rewritten.fill_(1)

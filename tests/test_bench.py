@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,12 +19,21 @@ import torch
 
 from date_optim import SGD
 from date_optim.bench import __main__ as command
-from date_optim.bench import bars, clocks, contestants, run, sweeps, traffic
+from date_optim.bench import (
+    bars,
+    clocks,
+    contestants,
+    field,
+    machine,
+    run,
+    sweeps,
+    traffic,
+)
 from date_optim.bench.bars import Bar, cpu_bars, decide
 from date_optim.bench.check import why_not
 from date_optim.bench.clocks import CpuClock
 from date_optim.bench.contestants import Contestant
-from date_optim.bench.measure import Case, Effort, Runner, absent, measure, take_turns
+from date_optim.bench.measure import Case, Effort, Runner, absent, measure, runners_of, take_turns
 from date_optim.bench.memory import peak_bytes
 from date_optim.bench.models import MODELS, parameters, shapes_of
 from date_optim.bench.peers import PEERS
@@ -37,6 +48,8 @@ def _small_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the rates are of, and what is rewritten before a step, need not be large here."""
     monkeypatch.setitem(traffic.ELEMENTS, "cpu", 1 << 16)
     monkeypatch.setattr(clocks, "COLD", 1 << 20)
+    for module in (clocks, traffic):
+        monkeypatch.setattr(module, "cache_bytes", lambda device: 1 << 17)
 
 
 class Ticks:
@@ -79,16 +92,25 @@ def tiny_case(rule: str = "momentum") -> Case:
         (["--device", "tpu"], "cuda"),
         (["--sweep", "sizes"], "tensors"),
         (["--threads", "0"], "at least 1"),
+        (["--minutes", "0", "--bars"], "above 0"),
+        (["--minutes", "nan", "--bars"], "above 0"),
+        (["--minutes", "3"], "without --bars"),
+        (["--models", "lenet", "--sweep", "size"], "with --sweep"),
+        (["--quick", "--quick", "--bars"], "with --bars"),
+        (["--threads", "1", "--sweep", "threads"], "with --sweep threads"),
+        (["--models", "lenet", "--bars"], "bert-base"),
+        (["--rules", "lion", "--bars"], "adam, momentum"),
+        (["--output", __file__], "is a file"),
     ],
 )
 def test_unknown_words_bring_the_known_ones(
     words: list[str], known: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_info:
-        command.main(words)
+        command.main(words if "--device" in words else [*words, "--device", "cpu"])
     assert exit_info.value.code == 2
     said = capsys.readouterr().err
-    assert words[1] in said
+    assert words[1] in said or words[0] in said
     assert known in said
 
 
@@ -137,6 +159,18 @@ def test_rates_are_bytes_by_time() -> None:
 
 def test_what_is_rewritten_before_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
+    for cache, rewritten, copied, stepped in (
+        (0, 1 << 28, 1 << 27, 1 << 26),
+        (300 << 20, 600 << 20, 300 << 20, 300 << 20),
+    ):
+        for module in (clocks, traffic):
+            monkeypatch.setattr(module, "cache_bytes", lambda device, cache=cache: cache)
+        assert field.protocol("cpu") == {
+            "rewritten_bytes": rewritten,
+            "copied_array_bytes": copied,
+            "stepped_array_bytes": stepped,
+        }
+    monkeypatch.setattr(clocks, "cache_bytes", lambda device: 0)
     clock = CpuClock()
     assert clock._rewritten.nbytes == 256 * 2**20
     seen: list[int] = []
@@ -228,12 +262,22 @@ def test_a_rate_that_is_a_thousandth_off_is_a_wrong_result() -> None:
     assert "wrong result" in str(why_not(wrong, "cpu"))
 
 
+@pytest.mark.parametrize("rule", contestants.RULES)
+def test_a_decay_that_is_not_there_is_a_wrong_result(rule: str) -> None:
+    plain = named(rule, "plain")
+
+    def make(params: list[torch.Tensor], **options: Any) -> Any:
+        return plain.make(params, **{**options, "weight_decay": 0.0})
+
+    assert "wrong result" in str(why_not(replace(plain, make=make), "cpu"))
+
+
 def with_wrong(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Let a contestant of momentum do nothing."""
     real = contestants.contestants
 
     def changed(rule: str, device: str, peers: list[str]) -> list[Contestant]:
-        def idle(params: list[torch.Tensor]) -> SGD:
+        def idle(params: list[torch.Tensor], **options: Any) -> SGD:
             return SGD(params, lr=0.0)
 
         return [
@@ -241,7 +285,7 @@ def with_wrong(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
             for each in real(rule, device, peers)
         ]
 
-    monkeypatch.setattr(run, "contestants", changed)
+    monkeypatch.setattr(field, "contestants", changed)
 
 
 def test_a_wrong_one_of_ours_fails_the_command(
@@ -274,17 +318,95 @@ def test_rows_agree_with_their_times() -> None:
         assert row["of_five_streams"] == row["gb_per_s"] / row["five_streams_gb_per_s"]
 
 
-def test_contestants_take_turns_and_another_is_first() -> None:
-    order: list[str] = []
+def fake_runners(steps: dict[str, Callable[[], Any]]) -> list[Runner]:
     runners = []
-    for name in ("a", "b", "c"):
-        contestant = replace(named("sgd", "plain"), name=name)
-        runner = Runner(contestant, parameters([(3,)], "cpu"), [])
-        runner.step = partial(order.append, name)
-        runners.append(runner)
-    turns = run_turns(runners, 3)
-    assert turns == [1, 2, 3]
-    assert "".join(order) == "abc" + "bca" + "cab"
+    for name, step in steps.items():
+        contestant = replace(named("sgd", "plain"), name=name, peer="timm")
+        runners.append(Runner(contestant, parameters([(3,)], "cpu"), []))
+        runners[-1].step = step
+    return runners
+
+
+def test_contestants_take_turns_in_an_order_drawn_anew() -> None:
+    orders = []
+    for _ in range(2):
+        order: list[str] = []
+        runners = fake_runners({name: partial(order.append, name) for name in "abc"})
+        assert run_turns(runners, 60) == list(range(1, 61))
+        orders.append("".join(order))
+    turns = [orders[0][i : i + 3] for i in range(0, 180, 3)]
+    assert all(sorted(turn) == list("abc") for turn in turns)
+    assert len(set(turns)) == 6  # also who follows whom changes
+    assert orders[0] == orders[1]
+
+
+def test_a_peer_that_raises_later_takes_no_further_turn() -> None:
+    taken: list[str] = []
+
+    def fails() -> None:
+        taken.append("b")
+        if taken.count("b") == 4:
+            raise ValueError("no more")
+
+    runners = fake_runners({"a": partial(taken.append, "a"), "b": fails})
+    for runner in runners:
+        runner.warm_up()
+    run_turns(runners, 5)
+    assert (taken.count("a"), taken.count("b")) == (7, 4)
+    assert [runner.failure for runner in runners] == ["", "fails: ValueError: no more"]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_case_goes_on_without_a_peer_that_raises(steps: int) -> None:
+    class Fails(torch.optim.SGD):
+        left = steps
+
+        def step(self, closure: Any = None) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError("no kernel")
+
+    fused = named("momentum", "torch fused", "torch-fused")
+    wrong = replace(fused, name="other", make=partial(contestants._make, Fails, lr=0.1))
+    taking_part = [named("momentum", "plain"), wrong]
+    rows = measure(tiny_case(), taking_part, CpuClock(), Streams("cpu"), Effort(3, 60))
+    assert [row["status"] for row in rows] == ["measured", "fails: RuntimeError: no kernel"]
+    own = replace(wrong, peer=contestants.OURS)
+    with pytest.raises(RuntimeError, match="no kernel"):
+        measure(tiny_case(), [own], CpuClock(), Streams("cpu"), Effort(3, 60))
+
+
+def test_a_compiled_step_is_compiled_in_each_case() -> None:
+    """Ten models, each with steps of its own: torch gives up at eight, unless it begins anew."""
+    calls: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        calls.append(1)
+        return graph.forward
+
+    real = torch.compile
+    compiled = named("momentum", "torch compiled", "torch-compiled")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(torch, "compile", partial(real, backend=backend))
+        for tensors in range(1, 11):
+            before = len(calls)
+            case = Case("cpu", "momentum", "some", [[3]] * tensors, 1)
+            (runner,) = runners_of(case, [compiled])
+            assert not runner.failure
+            assert len(calls) > before
+    torch.compiler.reset()
+
+
+def test_peers_step_one_by_one_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, bool] = {}
+
+    def noted(module: str, name: str, params: Any, *, foreach: bool, **options: Any) -> None:
+        told[module] = foreach
+
+    monkeypatch.setattr(contestants, "_peer", noted)
+    contestants._faster("timm.lars", "Lars", parameters([(3,)], "cpu"))
+    assert told == {"timm.lars": False}
 
 
 def run_turns(runners: list[Runner], count: int) -> list[int]:
@@ -360,12 +482,39 @@ def test_an_interrupt_keeps_the_rows(
 
     monkeypatch.setattr(run, "measure", interrupted)
     words = [*TINY[:6], "sgd", "lion", *TINY[7:], "--peers", "--output", str(tmp_path)]
-    assert command.main(words) == run.INTERRUPTED
+    assert command.main(words) == field.INTERRUPTED
     assert cases == ["sgd", "lion"]
     assert [row["contestant"] for row in read(tmp_path / "bench.json")] == ["plain", "DATE"]
     assert (tmp_path / "bench.csv").exists()
     assert (tmp_path / "bench-cpu.png").exists()
-    assert "interrupted: 2 rows are kept" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "interrupted: 2 rows are kept in " in said
+    assert said.index("plain") < said.index("interrupted")
+
+
+def test_a_run_without_a_folder_has_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A peer that is named has a row where it cannot take part, too; a second run keeps away."""
+    monkeypatch.chdir(tmp_path)
+    assert command.main([*TINY, "--peers", "bitsandbytes", "apex"]) == 0
+    (folder,) = (tmp_path / "bench-results").iterdir()
+    assert folder.name.startswith("cpu-")
+    rows = {row["contestant"]: row["status"] for row in read(folder / "bench.json")}
+    assert rows["bitsandbytes LARS"] == "not for cpu"
+    assert rows["apex"] == "not for momentum"
+    with pytest.raises(SystemExit):
+        command.main([*TINY, "--output", str(folder)])
+    assert "holds a bench.json already" in capsys.readouterr().err
+
+
+def test_a_commit_is_not_that_of_a_repository_around(tmp_path: Path) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "one"], check=True)
+    (tmp_path / "inner").mkdir()
+    assert len(machine._commit_at(tmp_path)) >= 7
+    assert machine._commit_at(tmp_path / "inner") == ""
 
 
 # --- bars -----------------------------------------------------------------------------------------
@@ -387,31 +536,66 @@ def test_a_bar_is_met_by_the_whole_interval(ratio: Ratio, at_least: bool, word: 
     assert bar.word(ratio) == word
 
 
+class ByOwner(Ticks):
+    """Ours take the first time; others take the second, or, every other turn, the third."""
+
+    def cold(self, step: Callable[[], Any]) -> float:
+        step()
+        if isinstance(getattr(step, "__self__", None), SGD):
+            return self.times[0]
+        self.taken += 1
+        return self.times[1 + self.taken % (len(self.times) - 1)]
+
+
 def decided(monkeypatch: pytest.MonkeyPatch, seconds: float, *times: float) -> list[bars.Verdict]:
-    """Verdicts of two bars by a clock; the second one's peers are not there."""
+    """Verdicts of two bars by a clock; one of the second one's peers is not there."""
     taking_part = [named("sgd", "plain"), named("sgd", "torch fused", "torch-fused")]
     asked = [
         Bar("cpu", "lenet", "sgd", ("plain",), "torch fused", 1.0),
-        Bar("cpu", "lenet", "sgd", ("a", "b"), "plain", 2.5, at_least=True),
+        Bar("cpu", "lenet", "sgd", ("torch fused", "b"), "plain", 0.1, at_least=True),
     ]
     monkeypatch.setattr(bars, "shapes_of", lambda model: [(3,)])
-    return decide(asked, taking_part, Ticks(*times), Streams("cpu"), 1, seconds)
+    reasons = {"b": "not installed"}
+    return decide(asked, taking_part, reasons, ByOwner(*times), Streams("cpu"), 1, seconds)
 
 
 def test_bars_are_measured_until_they_are_decided(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Turns begin with the one, then with the other: plain takes 9, fused 10.
-    met, absent = decided(monkeypatch, 60, 9.0, 10.0, 10.0, 9.0)
+    met, absent = decided(monkeypatch, 60, 9.0, 10.0)
     assert (met.word, met.ratio, met.turns) == ("met", Ratio(0.9, 0.9, 0.9), bars.LEAST_TURNS)
     assert (absent.word, absent.ratio) == ("undecided", None)
-    assert absent.reason == "not there: a, b"
+    assert absent.reason == "b: not installed"
+    assert bars.line_of(absent).endswith("undecided (b: not installed)")
+
+
+def test_a_clear_ratio_does_not_end_a_wide_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far below the bar, but 20% wide: it goes on, and at the time limit says so."""
+    verdict, _ = decided(monkeypatch, 0.5, 1.0, 10.0, 12.0)
+    assert verdict.turns > bars.LEAST_TURNS
+    assert verdict.ratio is not None
+    assert verdict.ratio.high < verdict.bar.limit
+    assert verdict.word == "undecided"
+    assert verdict.reason.endswith("at the time limit")
 
 
 def test_bars_that_time_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does a ratio of few turns, however clear."""
-    verdict, _ = decided(monkeypatch, 0.5, 10.0)
-    assert (verdict.word, verdict.ratio) == ("undecided", Ratio(1.0, 1.0, 1.0))
+    """A limit within a narrow interval; and a ratio of few turns, however clear."""
+    verdict, _ = decided(monkeypatch, 60, 10.0, 10.0)
+    assert (verdict.word, verdict.turns) == ("undecided", bars.LEAST_TURNS)
     verdict, _ = decided(monkeypatch, 0.0, 1.0, 10.0)
     assert (verdict.word, verdict.ratio, verdict.turns) == ("undecided", Ratio(0.1, 0.1, 0.1), 1)
+
+
+def test_a_peer_that_raises_leaves_its_bar_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(params: Any, **options: Any) -> Any:
+        raise ValueError("no")
+
+    taking_part = [
+        named("sgd", "plain"),
+        replace(named("sgd", "torch fused", "torch-fused"), make=fails),
+    ]
+    bar = Bar("cpu", "lenet", "sgd", ("plain",), "torch fused", 1.0)
+    (verdict,) = decide([bar], taking_part, {}, Ticks(1.0), Streams("cpu"), 1, 60)
+    assert (verdict.word, verdict.reason) == ("undecided", "torch fused: fails: ValueError: no")
 
 
 def test_the_cpus_bars() -> None:
@@ -462,22 +646,35 @@ def test_a_gpus_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found) == 8
 
 
-@pytest.mark.parametrize(("limit", "code"), [(1e9, 0), (1e-9, 1)])
+@pytest.mark.parametrize(("limit", "word"), [(1e9, "met"), (1e-9, "missed")])
 def test_bars_decide_the_exit_code(
-    limit: float, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    limit: float,
+    word: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Neither rich nor matplotlib is there."""
     bar = Bar("cpu", "lenet", "momentum", ("plain",), "torch fused", limit)
-    monkeypatch.setattr(run, "cpu_bars", lambda share_a_cache: [bar])
-    words = [*TINY, "--bars", "--peers", "torch-fused"]
-    assert command.main([*words, "--output", str(tmp_path)]) == code
+    monkeypatch.setattr(command, "bars_of", lambda device: [bar])
+    monkeypatch.setattr(bars, "NARROW", 1e6)
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    for name in ("rich", "rich.console", "matplotlib", "date_optim.bench.run"):
+        monkeypatch.setitem(sys.modules, name, None)
+    words = ["--device", "cpu", "--models", "lenet", "--rules", "momentum", "--threads", "1"]
+    words += ["--bars", "--minutes", "0.2", "--peers", "torch-fused", "--output", str(tmp_path)]
+    assert command.main(words) == int(word == "missed")
     (row,) = read(tmp_path / "bars.json")
-    assert row["word"] == ("met" if code == 0 else "missed")
+    assert row["word"] == word
+    about = json.loads((tmp_path / "bars.json").read_text(encoding="utf-8"))
+    assert about["protocol"]["cpu"]["rewritten_bytes"] == 1 << 20
+    assert f"{int(word == 'met')} of 1 bars are met" in capsys.readouterr().out
 
 
 # --- sweeps ---------------------------------------------------------------------------------------
 
 
-def test_what_the_sweeps_vary() -> None:
+def test_what_the_sweeps_vary(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = sweeps.cases_of("size", "cpu", ["adam"], 2, quick=False)
     assert [sum(shape[0] for shape in case.shapes) for case in sizes] == [
         10**n for n in range(4, 10)
@@ -487,6 +684,9 @@ def test_what_the_sweeps_vary() -> None:
     assert {sum(shape[0] for shape in case.shapes) for case in tensors} == {sweeps.TOTAL}
     threads = sweeps.cases_of("threads", "cpu", ["adam"], 2, quick=False)
     assert threads[0].threads == 1
+    monkeypatch.setattr(sweeps, "cores", lambda: range(6))
+    threads = sweeps.cases_of("threads", "cpu", ["adam"], 2, quick=False)
+    assert [case.threads for case in threads] == [1, 2, 4, 6]
 
 
 def test_a_size_that_memory_does_not_hold_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from .clocks import Clock
 from .contestants import Contestant
-from .machine import cache_bytes
+from .machine import cache_bytes, cores_share_a_cache
 from .measure import Case, launches, runners_of, take_turns
 from .models import shapes_of, sizes_of
 from .peers import installed_version
@@ -17,7 +17,7 @@ from .statistics import Ratio, paired_ratio
 from .traffic import Streams, copied_bytes, floor_bytes, model_bytes
 
 NARROW = 0.03
-"""Of the ratio: an interval that is wider is measured on."""
+"""Of the ratio: an interval that is wider is measured on, and decides nothing."""
 
 LEAST_TURNS = 15
 """Before an interval is believed."""
@@ -40,7 +40,7 @@ class Bar:
     ----------
     device, model, rule : str
     over : tuple of str
-        Contestants of the numerator: the fastest that is there.
+        Contestants of the numerator: the fastest of them, so that none may be absent.
     under : str
         That of the denominator.
     limit : float
@@ -85,10 +85,10 @@ class Verdict:
         What the ratio is of.
     word : {"met", "missed", "undecided"}
     ratio : Ratio or None
-        None where it could not be measured.
+        None where it was not measured.
     turns : int
     reason : str
-        Why there is no ratio.
+        Why it is undecided, but for a limit within the interval.
     """
 
     bar: Bar
@@ -173,77 +173,120 @@ def cuda_bars() -> list[Bar]:
     return bars
 
 
+def bars_of(device: str) -> list[Bar]:
+    """Return a device's."""
+    return cuda_bars() if device == "cuda" else cpu_bars(cores_share_a_cache())
+
+
 def decide(
     bars: Sequence[Bar],
     contestants: Sequence[Contestant],
+    reasons: Mapping[str, str],
     clock: Clock,
     streams: Streams,
     threads: int,
     seconds: float,
 ) -> list[Verdict]:
-    """Measure bars of one device, model and rule until each is decided or time is up.
+    """Measure bars of one device, model and rule, then judge them.
 
-    A bar is decided when its interval is narrower than `NARROW` of the ratio and does not hold the
-    limit. On a GPU the number of launches is a bar, too.
+    Turns go on until every bar's interval is narrower than `NARROW` of the ratio or time is up:
+    when they stop has nothing to do with where the limit is. Then a bar is met when the 95%
+    interval is below its limit (above it, for one of `at_least`), missed when it is beyond, and
+    undecided when it holds the limit, is wider than that, or is of fewer than `LEAST_TURNS` turns.
+    One that lacks a contestant is undecided, too, and is not measured. On a GPU the number of
+    launches is a bar.
 
     Parameters
     ----------
     bars : sequence of Bar
     contestants : sequence of Contestant
         Those that are installed and were found right.
+    reasons : mapping of str
+        Of others' names: why they are not.
     clock : Clock
     streams : Streams
     threads : int
     seconds : float
         The time limit.
     """
-    wanted = {name for bar in bars for name in bar.contestants}
+    there = {each.name for each in contestants}
+    lacking = {bar: _lacking(bar, {}, there, reasons) for bar in bars}
+    asked = [bar for bar in bars if not lacking[bar]]
+    verdicts = [_undecided(bar, why) for bar, why in lacking.items() if why]
+    if not asked:
+        return verdicts
+    wanted = {name for bar in asked for name in bar.contestants}
     taking_part = [each for each in contestants if each.name in wanted]
-    first = bars[0]
+    first = asked[0]
     case = Case(first.device, first.rule, first.model, shapes_of(first.model), threads)
+    begin = time.monotonic()
     runners = runners_of(case, taking_part)
     series: dict[str, list[float]] = {}
     for runner in runners:
         series[runner.contestant.name] = runner.times.cold
         series[HOST + runner.contestant.name] = runner.times.host
-    if any(COPY in bar.over for bar in bars):
+    if any(COPY in bar.over for bar in asked):
         series[COPY] = []
-    begin = time.monotonic()
     for turn in take_turns(runners, clock, warm=False):
         if COPY in series:
             series[COPY].append(streams.copy_time(clock))
+        failed = {each.contestant.name: each.failure for each in runners if each.failure}
         is_late = time.monotonic() - begin > seconds
         if not is_late and turn < LEAST_TURNS:
             continue
-        verdicts = [_verdict(bar, series, turn) for bar in bars]
-        if is_late or all(map(_is_settled, verdicts)):
+        found = [
+            _undecided(bar, why)
+            if (why := _lacking(bar, failed, there, reasons))
+            else _verdict(bar, series, turn)
+            for bar in asked
+        ]
+        if is_late or all(each.ratio is None or each.ratio.width < NARROW for each in found):
             break
     if clock.device == "cuda":
-        verdicts += [
+        found += [
             _launches(bar, launches(runner.step))
             for runner in runners
-            for bar in bars
+            for bar in asked
             if bar.over == (runner.contestant.name,) and runner.contestant.is_ours
         ]
-    return verdicts
+    return found + verdicts
 
 
-def _is_settled(verdict: Verdict) -> bool:
-    ratio = verdict.ratio
-    return ratio is None or (verdict.word != "undecided" and ratio.width < NARROW)
+def _lacking(
+    bar: Bar, failed: Mapping[str, str], there: Set[str], reasons: Mapping[str, str]
+) -> str:
+    """Return which contestants a bar lacks and why; "" for none."""
+    why = {name: reasons.get(name, "does not take part") for name in bar.contestants - there}
+    why |= {name: failed[name] for name in bar.contestants if name in failed}
+    return "; ".join(f"{name}: {why[name]}" for name in sorted(why))
+
+
+def _undecided(bar: Bar, reason: str) -> Verdict:
+    text = bar.text or f"{' or '.join(bar.over)} / {bar.under}"
+    return Verdict(bar, text, "undecided", None, 0, reason)
 
 
 def _verdict(bar: Bar, series: Mapping[str, Sequence[float]], turns: int) -> Verdict:
-    there = [name for name in bar.over if series.get(name)]
-    if not there or (bar.under and not series.get(bar.under)):
-        missing = [name for name in (*bar.over, bar.under) if name and not series.get(name)]
-        text = bar.text or f"{' or '.join(bar.over)} / {bar.under}"
-        return Verdict(bar, text, "undecided", None, 0, f"not there: {', '.join(missing)}")
-    over = min(there, key=lambda name: statistics.median(series[name]))
+    over = min(bar.over, key=lambda name: statistics.median(series[name]))
     under = series[bar.under] if bar.under else [1.0] * turns
     ratio = paired_ratio([bar.factor * x for x in series[over]], under)
-    word = bar.word(ratio) if turns >= LEAST_TURNS else "undecided"
-    return Verdict(bar, bar.text or f"{over} / {bar.under}", word, ratio, turns)
+    text = bar.text or f"{over} / {bar.under}"
+    if turns < LEAST_TURNS:
+        return Verdict(bar, text, "undecided", ratio, turns, f"{turns} turns before the time limit")
+    if ratio.width >= NARROW:
+        wide = f"an interval of {ratio.width:.0%} at the time limit"
+        return Verdict(bar, text, "undecided", ratio, turns, wide)
+    return Verdict(bar, text, bar.word(ratio), ratio, turns)
+
+
+def line_of(verdict: Verdict) -> str:
+    """Return what a bar came to, as a line."""
+    bar, ratio = verdict.bar, verdict.ratio
+    limit = f"{'at least' if bar.at_least else 'at most'} {bar.limit:.2f}"
+    head = f"{bar.device}  {bar.model:10}  {bar.rule:8}  {verdict.text:34}  {limit:13}"
+    if ratio is not None:
+        head += f"  {ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}], {verdict.turns} turns"
+    return f"{head}  {verdict.word}" + (f" ({verdict.reason})" if verdict.reason else "")
 
 
 def _launches(bar: Bar, count: int) -> Verdict:

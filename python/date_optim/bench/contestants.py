@@ -26,8 +26,8 @@ from .peers import timm_optim
 from .traffic import STATES
 
 Params = list[Tensor]
-Make = Callable[[Params], Optimizer]
-MakeOurs = Callable[[Params], LayerwiseOptimizer]
+Make = Callable[..., Optimizer]
+MakeOurs = Callable[..., LayerwiseOptimizer]
 
 OURS = "date-kernels"
 BOTH = ("cpu", "cuda")
@@ -44,7 +44,7 @@ class Contestant:
     peer : str
         A key of `date_optim.bench.peers.PEERS`, or `OURS`.
     make : callable
-        Makes its optimizer of a list of parameters.
+        Makes its optimizer of a list of parameters; options come after them.
     same : callable
         Makes ours that computes the same.
     trust : {None, "gradient", "update"}
@@ -108,11 +108,18 @@ def _peer(module: str, name: str, params: Params, **options: Any) -> Any:
     return getattr(found, name)(params, **options)
 
 
+def _faster(module: str, name: str, params: Params, **options: Any) -> Any:
+    """Make one that can step on lists of tensors; on a CPU that is slower than one by one."""
+    return _peer(module, name, params, **options, foreach=params[0].is_cuda)
+
+
 class Compiled:
     """torch's step on tensors of a list, compiled as its documentation says."""
 
-    def __init__(self, make: Make, params: Params) -> None:
-        self.optimizer = make(params)
+    def __init__(self, make: Make, params: Params, **options: Any) -> None:
+        # Else torch would go on, uncompiled, once it has compiled the step of too many optimizers.
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        self.optimizer = make(params, **options)
         self.step = torch.compile(self.optimizer.step)
 
 
@@ -150,14 +157,14 @@ def _lars() -> list[Contestant]:
         Contestant(
             "timm Lars",
             "timm",
-            partial(_peer, "timm.lars", "Lars", **_LARS, trust_coeff=1.0, eps=0.0, foreach=True),
+            partial(_faster, "timm.lars", "Lars", **_LARS, trust_coeff=1.0, eps=0.0),
             everywhere,
             "gradient",
         ),
         Contestant(
             "pytorch-optimizer LARS",
             "pytorch-optimizer",
-            partial(_peer, "pytorch_optimizer", "LARS", **_LARS, trust_coefficient=1.0),
+            partial(_faster, "pytorch_optimizer", "LARS", **_LARS, trust_coefficient=1.0),
             partial(_make, LARS, **ratio),
             "gradient",
             "no ratio and no decay for 1-d layers; writes into the gradients",
@@ -200,15 +207,7 @@ def _lamb() -> list[Contestant]:
         Contestant(
             "timm Lamb",
             "timm",
-            partial(
-                _peer,
-                "timm.lamb",
-                "Lamb",
-                **_LAMB,
-                max_grad_norm=None,
-                always_adapt=True,
-                foreach=True,
-            ),
+            partial(_faster, "timm.lamb", "Lamb", **_LAMB, max_grad_norm=None, always_adapt=True),
             everywhere,
             "update",
         ),
@@ -216,7 +215,7 @@ def _lamb() -> list[Contestant]:
             "pytorch-optimizer Lamb",
             "pytorch-optimizer",
             partial(
-                _peer,
+                _faster,
                 "pytorch_optimizer",
                 "Lamb",
                 **_LAMB,
@@ -280,13 +279,13 @@ def _lion() -> list[Contestant]:
         Contestant(
             "timm Lion",
             "timm",
-            partial(_peer, "timm.lion", "Lion", **options, foreach=True),
+            partial(_faster, "timm.lion", "Lion", **options),
             plain,
         ),
         Contestant(
             "pytorch-optimizer Lion",
             "pytorch-optimizer",
-            partial(_peer, "pytorch_optimizer", "Lion", **options),
+            partial(_faster, "pytorch_optimizer", "Lion", **options),
             plain,
         ),
     ]
@@ -298,7 +297,7 @@ BASELINES = ("torch fused", "torch foreach", "timm Lion", "pytorch-optimizer Lio
 """What ratios are of: the first of these that was measured."""
 
 
-def by_backend(make: MakeOurs, backend: str, params: Params) -> LayerwiseOptimizer:
+def by_backend(make: MakeOurs, backend: str, params: Params, **options: Any) -> LayerwiseOptimizer:
     """Make ours and let one backend take its steps.
 
     Parameters
@@ -307,10 +306,35 @@ def by_backend(make: MakeOurs, backend: str, params: Params) -> LayerwiseOptimiz
     backend : str
         A key of ``date_kernels.info().backends``.
     params : list of Tensor
+    **options
+        Over those that it is made with.
     """
-    optimizer = make(params)
+    optimizer = make(params, **options)
     optimizer._stepper = make_stepper(optimizer.rule, backend)
     return optimizer
+
+
+def _every(rule: str) -> list[Contestant]:
+    return [*_plain(rule), *(_MORE[rule]() if rule in _MORE else [])]
+
+
+def others(rule: str, device: str, peers: Sequence[str]) -> list[tuple[Contestant, str]]:
+    """Return which of the peers cannot take part on a device, or by a rule, and why.
+
+    Parameters
+    ----------
+    rule, device, peers
+        As those of `contestants`.
+    """
+    every = [each for each in _every(rule) if each.peer in peers]
+    elsewhere = [(each, f"not for {device}") for each in every if device not in each.devices]
+    have_one = {each.peer for each in every}
+    nothing: MakeOurs = partial(_make, _PLAIN[rule][0])
+    return elsewhere + [
+        (Contestant(peer, peer, nothing, nothing), f"not for {rule}")
+        for peer in peers
+        if peer not in have_one
+    ]
 
 
 def contestants(rule: str, device: str, peers: Sequence[str]) -> list[Contestant]:
@@ -327,7 +351,7 @@ def contestants(rule: str, device: str, peers: Sequence[str]) -> list[Contestant
     peers : sequence of str
         Keys of `date_optim.bench.peers.PEERS`.
     """
-    every = [*_plain(rule), *(_MORE[rule]() if rule in _MORE else [])]
+    every = _every(rule)
     ours = [each for each in every if each.is_ours]
     if device == "cuda":
         available = [name for name in ("triton", "cuda") if info().backends[name] is None]

@@ -19,6 +19,9 @@ from date_kernels import info
 
 from .peers import PEERS, installed_version
 
+ROOT = Path(__file__).resolve().parents[3]
+"""Of this project, where the package is not installed elsewhere."""
+
 _CPUS = Path("/sys/devices/system/cpu")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -34,18 +37,23 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """Return the commit that is measured, where it is known: git's, or DATE_KERNELS_COMMIT."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    """Return the commit that is measured, where it is known: DATE_KERNELS_COMMIT, or git's."""
+    return os.environ.get("DATE_KERNELS_COMMIT") or _commit_at(ROOT) or "unknown"
+
+
+def _commit_at(root: Path) -> str:
+    """Return the commit of the repository whose top a folder is, not of one that is around it."""
+    command = ["git", "-C", str(root), "rev-parse", "--show-toplevel", "--short", "HEAD"]
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:  # no git
-        asked = ""
-    tracked = here.parents[2].joinpath("csrc").is_dir()  # else the repository is the user's own
-    return os.environ.get("DATE_KERNELS_COMMIT") or (asked if tracked else "") or "unknown"
+        return ""
+    top, *commits = said.stdout.splitlines() or [""]
+    return commits[0] if said.returncode == 0 and Path(top).samefile(root) else ""
 
 
-def _cores() -> list[int]:
+def cores() -> list[int]:
+    """Return the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
@@ -83,15 +91,26 @@ def cache_bytes(device: str) -> int:
     """Return the bytes of the last cache before memory; 0 where it is not known."""
     if device == "cuda":
         return int(torch.cuda.get_device_properties(0).L2_cache_size)
-    caches = _caches(_cores()[0])
+    caches = _caches(cores()[0])
     return int(caches[-1]["bytes"]) if caches else 0
+
+
+def own_cache_bytes(device: str) -> int:
+    """Return the bytes of the last cache that who updates a layer has to himself.
+
+    On a CPU that is the core's second level, on a GPU the last one; 0 where it is not known.
+    """
+    if device == "cuda":
+        return cache_bytes(device)
+    own = [int(each["bytes"]) for each in _caches(cores()[0]) if each["level"] <= 2]
+    return max(own, default=0)
 
 
 def cores_share_a_cache() -> bool:
     """Whether one cache serves all cores that may be used, as far as the system tells."""
-    cores = _cores()
-    caches = _caches(cores[0])
-    return len(cores) == 1 or (bool(caches) and set(cores) <= set(caches[-1]["shared_by"]))
+    every = cores()
+    caches = _caches(every[0])
+    return len(every) == 1 or (bool(caches) and set(every) <= set(caches[-1]["shared_by"]))
 
 
 def _version(distribution: str) -> str | None:
@@ -110,12 +129,12 @@ def describe(devices: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]
     arguments : sequence of str
         Of the command line.
     """
-    cores = _cores()
+    every = cores()
     machine: dict[str, Any] = {
         "system": platform.platform(),
         "processor": processor(),
-        "cores": len(cores),
-        "caches": _caches(cores[0]),
+        "cores": len(every),
+        "caches": _caches(every[0]),
         "cores_share_a_cache": cores_share_a_cache(),
         "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
     }

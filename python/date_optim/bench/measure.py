@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from statistics import median
 from typing import Any
 
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from .clocks import Clock, Step
 from .contestants import BASELINES, Contestant, Params
-from .machine import cache_bytes
+from .machine import cache_bytes, own_cache_bytes
 from .memory import peak_bytes
 from .models import Shape, parameters, sizes_of
 from .statistics import paired_ratio, quantiles
@@ -76,12 +79,16 @@ class Times:
 
 
 class Runner:
-    """A contestant at work on a case's parameters."""
+    """A contestant at work on a case's parameters.
+
+    What a peer raises is its failure, of which its row tells; ours raise.
+    """
 
     def __init__(self, contestant: Contestant, params: Params, saved: list[Tensor]) -> None:
         self.contestant = contestant
-        self.step: Step = contestant.make(params).step
+        self.step: Step = _not_made
         self.times = Times()
+        self.failure = ""
         self._params = params
         self._saved = saved if contestant.writes_gradients else []
 
@@ -92,26 +99,52 @@ class Runner:
             param.grad.copy_(gradient)
 
     def warm_up(self) -> None:
-        """Make states, plans and compiled code."""
-        for _ in range(2):
-            self.step()
-            self.restore()
+        """Make the optimizer, states, plans and compiled code."""
+        with self.excused():
+            if self.step is _not_made:
+                self.step = self.contestant.make(self._params).step
+            for _ in range(2):
+                self.step()
+                self.restore()
 
     def take_turn(self, clock: Clock, warm: bool) -> None:
         """Time a step on cold caches, one that follows it, and the host's part of another."""
-        self.times.cold.append(clock.cold(self.step))
-        self.restore()
-        if warm:
-            self.times.warm.append(clock.warm(self.step))
+        with self.excused():
+            self.times.cold.append(clock.cold(self.step))
             self.restore()
-        host = clock.host(self.step)
-        if host is not None:
-            self.times.host.append(host)
+            if warm:
+                self.times.warm.append(clock.warm(self.step))
+                self.restore()
+            host = clock.host(self.step)
+            if host is not None:
+                self.times.host.append(host)
+                self.restore()
+
+    @contextmanager
+    def excused(self) -> Iterator[None]:
+        """Note what a peer raises."""
+        try:
+            yield
+        except Exception as raised:  # whatever another package raises is a row of the table
+            if self.contestant.is_ours:
+                raise
+            self.failure = failure(raised)
             self.restore()
+
+
+def _not_made() -> None:
+    raise AssertionError("a contestant steps before it is made")
+
+
+def failure(raised: BaseException) -> str:
+    """Return what a row says of what its contestant raised."""
+    lines = str(raised).strip().splitlines()
+    return f"fails: {type(raised).__name__}: {lines[0] if lines else ''}"
 
 
 def runners_of(case: Case, contestants: Sequence[Contestant]) -> list[Runner]:
     """Return contestants that step over the same parameters, past their first steps."""
+    torch.compiler.reset()
     params = parameters(case.shapes, case.device)
     saved: list[Tensor] = []
     if any(each.writes_gradients for each in contestants):
@@ -123,13 +156,16 @@ def runners_of(case: Case, contestants: Sequence[Contestant]) -> list[Runner]:
 
 
 def take_turns(runners: Sequence[Runner], clock: Clock, *, warm: bool = True) -> Iterator[int]:
-    """Let all take a turn, again and again, another one first each time; yield the turns taken."""
-    turn = 0
-    while True:
-        first = turn % len(runners)
-        for runner in (*runners[first:], *runners[:first]):
-            runner.take_turn(clock, warm)
-        turn += 1
+    """Let all take a turn, again and again, in an order drawn anew; yield the turns taken.
+
+    Those that failed take none.
+    """
+    order, generator = list(runners), random.Random(0)
+    for turn in count(1):
+        generator.shuffle(order)
+        for runner in order:
+            if not runner.failure:
+                runner.take_turn(clock, warm)
         yield turn
 
 
@@ -165,7 +201,7 @@ def measure(
         progress(max(turn / effort.turns, spent))
         if turn >= effort.turns or (turn >= LEAST_TURNS and spent > 1):
             break
-    of = {runner.contestant.name: runner for runner in runners}
+    of = {runner.contestant.name: runner for runner in runners if not runner.failure}
     baseline = next((of[name] for name in BASELINES if name in of), None)
     rates = {"copy": median(copy), "five_streams": median(five)}
     return [_row(case, runner, baseline, rates) for runner in runners]
@@ -173,6 +209,15 @@ def measure(
 
 def _row(case: Case, runner: Runner, baseline: Runner | None, rates: Mapping[str, float]) -> Row:
     contestant, times, sizes = runner.contestant, runner.times, sizes_of(case.shapes)
+    sent, peak = None, 0
+    if not runner.failure:
+        with runner.excused():
+            sent = launches(runner.step) if case.device == "cuda" else None
+            runner.restore()
+            peak = peak_bytes(runner.step, case.device)
+            runner.restore()
+    if runner.failure:
+        return absent(case, contestant, runner.failure)
     floor = floor_bytes(case.rule, sizes)
     moved = model_bytes(case.rule, contestant.trust, sizes, cache_bytes(case.device))
     p20, p50, p80 = quantiles(times.cold)
@@ -187,10 +232,13 @@ def _row(case: Case, runner: Runner, baseline: Runner | None, rates: Mapping[str
             zip(("warm_us_p20", "warm_us_p50", "warm_us_p80"), quantiles(times.warm), strict=True)
         ),
         "host_us_p50": quantiles(times.host)[1] if times.host else None,
-        "launches": launches(runner.step) if case.device == "cuda" else None,
-        "peak_bytes": peak_bytes(runner.step, case.device),
+        "launches": sent,
+        "peak_bytes": peak,
         "floor_bytes": floor,
         "model_bytes": moved,
+        "model_bytes_own_cache": model_bytes(
+            case.rule, contestant.trust, sizes, own_cache_bytes(case.device)
+        ),
         "floor_gb_per_s": floor / p50 / 1e3,
         "gb_per_s": moved / p50 / 1e3,
         "copy_gb_per_s": rates["copy"],
@@ -205,7 +253,6 @@ def _row(case: Case, runner: Runner, baseline: Runner | None, rates: Mapping[str
         "warm_us": times.warm,
         "host_us": times.host,
     }
-    runner.restore()
     if baseline is not None:
         ratio = paired_ratio(times.cold, baseline.times.cold)
         row |= {

@@ -13,6 +13,11 @@ RAW = ("cold_us", "warm_us", "host_us")
 """Every turn's time: in the JSON alone."""
 
 
+def results_name(bars: bool, sweep: str | None) -> str:
+    """Return the name of a run's files without their ending."""
+    return "bars" if bars else f"bench-{sweep}" if sweep else "bench"
+
+
 def save(folder: Path, name: str, about: dict[str, Any], rows: list[Row]) -> None:
     """Leave ``<name>.json`` and ``<name>.csv``; a file is either the old one or the new one.
 

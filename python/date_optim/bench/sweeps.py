@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,7 +11,8 @@ import torch
 
 from .clocks import CLOCKS
 from .contestants import Contestant, contestants
-from .measure import Case, Effort, Row, absent, measure
+from .machine import cores
+from .measure import Case, Effort, Row, absent, failure, measure
 from .memory import available_bytes
 from .models import shapes_of, sizes_of
 from .traffic import STATES, Streams
@@ -69,7 +69,8 @@ def cases_of(
             ]
         else:
             shapes = shapes_of("resnet50")
-            counts = [1, *(1 << i for i in range(1, (os.cpu_count() or 1).bit_length()))]
+            most = len(cores())
+            counts = sorted({*(1 << i for i in range(most.bit_length())), most})
             cases += [Case(device, rule, "resnet50", shapes, n, sweep) for n in counts]
     return cases
 
@@ -101,6 +102,10 @@ def measure_alone(case: Case, contestant: Contestant, effort: Effort) -> Row:
             return pool.submit(_measure_named, case, name, peer, effort).result()
         except BrokenProcessPool:
             return absent(case, contestant, "fails: its process was ended, as for want of memory")
+        except Exception as raised:  # as the package that its process called
+            if contestant.is_ours:
+                raise
+            return absent(case, contestant, failure(raised))
 
 
 def _measure_named(case: Case, name: str, peer: str, effort: Effort) -> Row:

@@ -10,11 +10,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from .bars import Verdict
 from .measure import Row
 from .statistics import three_digits
-
-_STYLES = {"met": "green", "missed": "red", "undecided": "yellow"}
 
 
 def progress(console: Console) -> Progress:
@@ -98,27 +95,4 @@ def scaling_table(rows: Sequence[Row]) -> Table:
                 f"{row['copy_gb_per_s'] / alone['copy_gb_per_s']:.2f}",
                 f"{row['five_streams_gb_per_s'] / alone['five_streams_gb_per_s']:.2f}",
             )
-    return table
-
-
-def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
-    """Return bars with what was measured."""
-    table = Table(title="Bars", title_justify="left")
-    for column in ("device", "shapes", "ratio", "bar", "measured", "95% interval", "turns", ""):
-        table.add_column(column)
-    for verdict in verdicts:
-        bar, ratio = verdict.bar, verdict.ratio
-        table.add_row(
-            bar.device,
-            bar.model,
-            verdict.text,
-            f"{'at least' if bar.at_least else 'at most'} {bar.limit:.2f}",
-            *(
-                ("", verdict.reason)
-                if ratio is None
-                else (f"{ratio.median:.3f}", f"{ratio.low:.3f} - {ratio.high:.3f}")
-            ),
-            str(verdict.turns),
-            f"[{_STYLES[verdict.word]}]{verdict.word}",
-        )
     return table

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from .clocks import Clock
+from .machine import cache_bytes
 
 STATES = {
     "sgd": 0,
@@ -24,7 +25,16 @@ _AGAIN = {None: 0, "gradient": 8, "update": 12}
 weights and gradient; or, of Adam's or Lion's update, weights and states, written in between."""
 
 ELEMENTS = {"cpu": 1 << 25, "cuda": 1 << 28}
-"""By device: of each array that is copied; twice those of the step with five streams."""
+"""By device: of each array that is copied, at least; twice those of the step with five streams."""
+
+
+def stream_elements(device: str) -> tuple[int, int]:
+    """Return those of each array of the copy, and of the five streams.
+
+    Each array has at least the bytes of the last level, so that no rate is that of a cache.
+    """
+    least = -(-cache_bytes(device) // 4)
+    return max(ELEMENTS[device], least), max(ELEMENTS[device] // 2, least)
 
 
 def floor_bytes(rule: str, sizes: Sequence[int]) -> int:
@@ -38,7 +48,10 @@ def floor_bytes(rule: str, sizes: Sequence[int]) -> int:
 def model_bytes(rule: str, trust: str | None, sizes: Sequence[int], cache: int) -> int:
     """Bytes of a step whose norms come first, in a cache of `cache` bytes.
 
-    What is measured of a layer is read again unless it fits half the cache.
+    What is measured of a layer is read again unless it fits half the cache. Rows have them twice.
+    By the last level: the fewest bytes, and those that GB/s and percentages are of, since they
+    stand beside the memory's rates and what a cache holds is none of the memory's. And by the cache
+    that who updates has to himself: what comes from beyond a core's second level.
 
     Parameters
     ----------
@@ -49,7 +62,7 @@ def model_bytes(rule: str, trust: str | None, sizes: Sequence[int], cache: int) 
     sizes : sequence of int
         Elements of each layer.
     cache : int
-        Bytes of the last level.
+        Bytes.
     """
     read = 8 if trust == "gradient" else 8 + 4 * STATES[rule]
     large = sum(size for size in sizes if size * read > cache / 2)
@@ -58,16 +71,17 @@ def model_bytes(rule: str, trust: str | None, sizes: Sequence[int], cache: int) 
 
 def copied_bytes(device: str) -> int:
     """Bytes that a large copy reads and writes."""
-    return 8 * ELEMENTS[device]
+    return 8 * stream_elements(device)[0]
 
 
 class Streams:
     """The rates of large arrays: what a step can reach on this machine at this moment."""
 
     def __init__(self, device: str) -> None:
-        self._source = torch.ones(ELEMENTS[device], device=device)
+        copied, stepped = stream_elements(device)
+        self._source = torch.ones(copied, device=device)
         self._target = torch.empty_like(self._source)
-        self._param = torch.nn.Parameter(torch.ones(ELEMENTS[device] // 2, device=device))
+        self._param = torch.nn.Parameter(torch.ones(stepped, device=device))
         self._param.grad = torch.ones_like(self._param)
         self._momentum = torch.optim.SGD([self._param], lr=1e-6, momentum=0.9, fused=True)
         self._momentum.step()  # makes the buffer
