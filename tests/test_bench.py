@@ -461,6 +461,8 @@ def test_a_run_leaves_its_files(
             assert row["of_baseline"] == np.median(ratios)
     about = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     assert about["command"].startswith("python -m date_optim.bench --device cpu --quick")
+    assert str(tmp_path) not in json.dumps(about), "whose folder it was is nobody's business"
+    assert "/" not in about["date_kernels"]["openmp_library"]
     assert about["versions"]["torch"] == torch.__version__
     assert about["date_kernels"]["torch_version"] == torch.__version__
     assert {"processor", "cores", "caches"} <= set(about["machine"])

@@ -120,6 +120,16 @@ def _version(distribution: str) -> str | None:
         return None
 
 
+def _measured(arguments: Sequence[str]) -> list[str]:
+    """Return the words of a command line that decide what is measured."""
+    after = ("", *arguments)
+    return [
+        word
+        for before, word in zip(after, arguments, strict=False)
+        if before != "--output" and not word.startswith("--output")
+    ]
+
+
 def describe(devices: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]:
     """Return all that a results file says beside its rows.
 
@@ -130,6 +140,9 @@ def describe(devices: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]
         Of the command line.
     """
     every = cores()
+    installation = asdict(info())
+    if installation["openmp_library"]:  # where it lies is nobody else's business
+        installation["openmp_library"] = Path(installation["openmp_library"]).name
     machine: dict[str, Any] = {
         "system": platform.platform(),
         "processor": processor(),
@@ -148,7 +161,7 @@ def describe(devices: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]
             "cuda": torch.version.cuda,
         }
     return {
-        "command": f"python -m date_optim.bench {shlex.join(arguments)}".strip(),
+        "command": f"python -m date_optim.bench {shlex.join(_measured(arguments))}".strip(),
         "commit": commit(),
         "machine": machine,
         "versions": {
@@ -157,5 +170,5 @@ def describe(devices: Sequence[str], arguments: Sequence[str]) -> dict[str, Any]
             "triton": _version("triton"),
             **{PEERS[peer]: installed_version(peer) for peer in PEERS},
         },
-        "date_kernels": asdict(info()),
+        "date_kernels": installation,
     }
