@@ -65,7 +65,8 @@ def test_the_blocks_run_and_say_what_is_true() -> None:
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.7),
     }
     for block in BLOCKS:
-        exec(block, names)
+        if "set_batch_size" not in block:  # a loop, which tests/test_docs.py runs
+            exec(block, names)
     recipe, scheduler = names["recipe"], names["scheduler"]
     assert isinstance(recipe, Recipe)
     assert isinstance(scheduler, LambdaLR)
