@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import math
@@ -14,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scheduler_runs import advance, optimizer, rates
 from torch.optim.lr_scheduler import ChainedScheduler, ExponentialLR, LambdaLR
 
 from date_optim.recipe import BatchChange, Recipe
@@ -46,27 +46,8 @@ def recipe(decay: Decay = DECAYS[0], **options: Any) -> Recipe:
     return Recipe(10, 0.5, warmup_epochs=0.5, epochs=10, samples=400, decay=decay, **options)
 
 
-def optimizer(lr: Any = 0.7) -> torch.optim.Optimizer:
-    """Two groups, the second at a quarter of the rate."""
-    groups = [
-        {"params": [torch.nn.Parameter(torch.ones(2))], "lr": copy.deepcopy(lr), "lr_scale": scale}
-        for scale in (1.0, 0.25)
-    ]
-    return torch.optim.SGD(groups, lr=0.7)
-
-
-def rates(opt: torch.optim.Optimizer) -> list[float]:
-    return [float(group["lr"]) for group in opt.param_groups]
-
-
-def advance(opt: torch.optim.Optimizer, scheduler: Any, steps: int) -> list[list[float]]:
-    """The rates that each of `steps` optimizer steps used."""
-    used = []
-    for _ in range(steps):
-        used.append(rates(opt))
-        opt.step()
-        scheduler.step()
-    return used
+QUARTER = (1.0, 0.25)
+"""Two groups, the second at a quarter of the rate."""
 
 
 def close(expected: Any) -> Any:
@@ -196,7 +177,7 @@ def test_a_warmup_that_was_allowed_to_fill_the_run_may_go_on() -> None:
 @pytest.mark.parametrize("decay", DECAYS)
 def test_a_scheduler_follows_the_changed_recipe(decay: Decay, kind: str) -> None:
     tensor = torch.full((1,) if "1" in kind else (), 0.7, dtype=torch.float64)
-    opt = optimizer(0.7 if kind == "float" else tensor)
+    opt = optimizer(*QUARTER, lr=0.7 if kind == "float" else tensor)
     tensors = [group["lr"] for group in opt.param_groups]
     scheduler = recipe(decay).scheduler(opt)
     used = advance(opt, scheduler, 7)
@@ -215,7 +196,7 @@ def test_a_scheduler_follows_the_changed_recipe(decay: Decay, kind: str) -> None
 
 
 def test_before_the_first_step_and_to_the_last() -> None:
-    opt = optimizer()
+    opt = optimizer(*QUARTER)
     scheduler = recipe().scheduler(opt)
     scheduler.set_batch_size(40)
     used = advance(opt, scheduler, scheduler.recipe.iterations - 1)
@@ -239,7 +220,7 @@ class Pause(Decay):
 
 
 def test_a_rate_of_zero_is_left_by_the_closed_form() -> None:
-    opt = optimizer()
+    opt = optimizer(*QUARTER)
     scheduler = recipe(Pause(1020)).scheduler(opt)
     advance(opt, scheduler, 100)
     assert rates(opt) == [0.0, 0.0]
@@ -248,7 +229,7 @@ def test_a_rate_of_zero_is_left_by_the_closed_form() -> None:
 
 
 def test_a_refused_change_changes_nothing() -> None:
-    opt = optimizer()
+    opt = optimizer(*QUARTER)
     scheduler = recipe().scheduler(opt)
     advance(opt, scheduler, 9)
     before = rates(opt), scheduler.state_dict(), scheduler.recipe
@@ -260,7 +241,7 @@ def test_a_refused_change_changes_nothing() -> None:
 
 @pytest.mark.parametrize("recipe_first", [True, False])
 def test_a_chain_stays_the_product(recipe_first: bool) -> None:
-    opt = optimizer()
+    opt = optimizer(*QUARTER)
     own = recipe().scheduler(opt)
     pair = [own, ExponentialLR(opt, 0.99)]
     chain = ChainedScheduler(pair if recipe_first else pair[::-1])
@@ -284,14 +265,14 @@ def weights_only(state: Any) -> Any:
 )
 @pytest.mark.parametrize("again", [True, False], ids=["restarted", "plain"])
 def test_resume_is_bitwise(through: Any, again: bool) -> None:
-    opt = optimizer()
+    opt = optimizer(*QUARTER)
     scheduler = recipe().scheduler(opt)
     advance(opt, scheduler, 30)
     scheduler.set_batch_size(40, restart_warmup=again)
     advance(opt, scheduler, 11)
     states = pickle.dumps(opt.state_dict()), through(scheduler.state_dict())
 
-    resumed_opt = optimizer(0.1)
+    resumed_opt = optimizer(*QUARTER, lr=0.1)
     resumed = recipe().scheduler(resumed_opt)
     resumed_opt.load_state_dict(pickle.loads(states[0]))
     resumed.load_state_dict(states[1])
@@ -303,7 +284,7 @@ def test_resume_is_bitwise(through: Any, again: bool) -> None:
 
 
 def saved(of: Recipe) -> dict[str, Any]:
-    return RecipeScheduler(optimizer(), of).state_dict()
+    return RecipeScheduler(optimizer(*QUARTER), of).state_dict()
 
 
 @pytest.mark.parametrize(
@@ -319,7 +300,7 @@ def saved(of: Recipe) -> dict[str, Any]:
 )
 def test_a_state_of_other_changes_is_refused_by_name(own: Recipe, message: str) -> None:
     state = saved(recipe().then(40, 30))
-    scheduler = own.scheduler(optimizer())
+    scheduler = own.scheduler(optimizer(*QUARTER))
     before = scheduler.state_dict()
     with pytest.raises(ValueError, match=message):
         scheduler.load_state_dict(state)
@@ -328,13 +309,13 @@ def test_a_state_of_other_changes_is_refused_by_name(own: Recipe, message: str) 
 
 def test_the_same_changes_are_taken_and_none_are_refused() -> None:
     planned = recipe().then(40, 30)
-    planned.scheduler(optimizer()).load_state_dict(saved(planned))
+    planned.scheduler(optimizer(*QUARTER)).load_state_dict(saved(planned))
     with pytest.raises(ValueError, match=r"change\.0\.after: saved nothing, here 30"):
-        planned.scheduler(optimizer()).load_state_dict(saved(recipe()))
+        planned.scheduler(optimizer(*QUARTER)).load_state_dict(saved(recipe()))
 
 
 def test_override_goes_on_without_the_saved_changes() -> None:
-    opt = optimizer()
+    opt = optimizer(*QUARTER)
     scheduler = recipe().scheduler(opt)
     scheduler.load_state_dict(saved(recipe().then(40, 30)) | {"last_epoch": 50}, override=True)
     assert scheduler.recipe == recipe()
@@ -343,15 +324,15 @@ def test_override_goes_on_without_the_saved_changes() -> None:
 
 def test_lambda_lr_takes_changes_that_are_planned() -> None:
     planned = recipe().then(40, 100)
-    opt = optimizer()
+    opt = optimizer(*QUARTER)
     for group in opt.param_groups:
-        group["lr"] = planned.peak * group["lr_scale"]
+        group["lr"] = planned.peak * group.get("lr_scale", 1.0)
     used = advance(opt, LambdaLR(opt, planned.factor(opt)), planned.iterations)
     assert [row[0] for row in used] == close([planned.lr(i) for i in range(1, 176)])
 
 
 def test_a_group_added_later_is_refused() -> None:
-    opt = optimizer()
+    opt = optimizer(*QUARTER)
     scheduler = recipe().scheduler(opt)
     opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
     with pytest.raises(ValueError, match="3 param groups, but had 2"):

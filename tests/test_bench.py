@@ -676,6 +676,44 @@ def test_bars_decide_the_exit_code(
 # --- sweeps ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("sweep", "x", "heights"),
+    [
+        ("size", [10, 20], [[5.0, 6.0], [7.0, 8.0], [9.0, 9.0], [4.0, 4.0]]),
+        ("tensors", [1, 2], [[0.1, 0.05], [0.4, 0.2]]),
+        ("threads", [3, 4], [[1.0, 2.0], [1.0, 2.0], [1.0, 9 / 8], [1.0, 1.0]]),
+    ],
+)
+def test_a_sweeps_picture_shows_its_rows(
+    sweep: str, x: list[int], heights: list[list[float]]
+) -> None:
+    """Ours, another and the rates beside them: what is above, and what below."""
+    plots: Any = pytest.importorskip("date_optim.bench.plots")
+    rows = [
+        {
+            "rule": "adam",
+            "model": "m",
+            "contestant": name,
+            "ours": name == "ours",
+            "parameters": 10 * i,
+            "tensors": i,
+            "threads": 2 + i,
+            "gb_per_s": rate + i - 1,
+            "cold_us_p50": time / i,
+            "copy_gb_per_s": 7.0 + i,
+            "five_streams_gb_per_s": 4.0,
+        }
+        for name, rate, time in (("ours", 5.0, 100.0), ("other", 7.0, 400.0))
+        for i in (1, 2)
+    ]
+    (axis,) = plots._DRAWN[sweep](rows).axes
+    lines = axis.get_lines()
+    assert [list(line.get_ydata()) for line in lines] == heights
+    assert all(list(line.get_xdata()) == x for line in lines[:2])
+    names = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert names[:2] == ["ours", "other"]
+
+
 def test_what_the_sweeps_vary(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = sweeps.cases_of("size", "cpu", ["adam"], 2, quick=False)
     assert [sum(shape[0] for shape in case.shapes) for case in sizes] == [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,6 @@ def _colours(rows: Sequence[Row]) -> dict[str, Any]:
     return found
 
 
-def _panels(rows: Sequence[Row], width: float, height: float) -> tuple[Figure, Any]:
-    rules = _groups(rows, "rule")
-    figure = Figure(figsize=(width * len(rules), height), layout="constrained")
-    axes = np.atleast_1d(np.asarray(figure.subplots(1, len(rules))))
-    return figure, zip(axes, rules.items(), strict=True)
-
-
 def _time_by_model(rows: Sequence[Row]) -> Figure:
     """Bars of the cold step, a panel for each model and rule."""
     cases = _groups(rows, "rule", "model")
@@ -93,67 +86,69 @@ def _time_by_model(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _rate_by_size(rows: Sequence[Row]) -> Figure:
-    figure, panels = _panels(rows, 6, 4.5)
+_ROOFS = (("copy_gb_per_s", "copy", "--"), ("five_streams_gb_per_s", "five streams", ":"))
+"""What a step's rate is beside: a row's key, its name and its line."""
+
+
+def _by_rule(
+    rows: Sequence[Row],
+    key: str,
+    value: Callable[[Row, Row], float],
+    draw: Callable[[Any, Any], None],
+) -> Figure:
+    """A panel for each rule, a line for each contestant.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+    key : str
+        Of the row's number below.
+    value : callable
+        That above, from a row and the contestant's first.
+    draw : callable
+        Adds to a panel what else its rows say.
+    """
+    rules = _groups(rows, "rule")
+    figure = Figure(figsize=(6 * len(rules), 4.5), layout="constrained")
+    axes = np.atleast_1d(np.asarray(figure.subplots(1, len(rules))))
     colours = _colours(rows)
-    for axis, ((rule,), of) in panels:
+    for axis, ((rule,), of) in zip(axes, rules.items(), strict=True):
+        axis.set(title=rule, xlabel=key)
         for (name,), line in _groups(of, "contestant").items():
-            x = [row["parameters"] for row in line]
-            axis.plot(x, [row["gb_per_s"] for row in line], "o-", color=colours[name], label=name)
-        for key, label, style in (
-            ("copy_gb_per_s", "copy", "--"),
-            ("five_streams_gb_per_s", "five streams", ":"),
-        ):
-            axis.axhline(max(row[key] for row in of), color="gray", linestyle=style, label=label)
-        axis.set(xscale="log", yscale="log", title=rule, xlabel="parameters")
-        axis.set_ylabel("GB/s at model bytes, cold caches")
+            heights = [value(row, line[0]) for row in line]
+            axis.plot([row[key] for row in line], heights, "o-", color=colours[name], label=name)
+        draw(axis, of)
         axis.legend(fontsize=8)
     return figure
+
+
+def _rate_by_size(rows: Sequence[Row]) -> Figure:
+    def draw(axis: Any, of: Sequence[Row]) -> None:
+        for key, label, style in _ROOFS:
+            axis.axhline(max(row[key] for row in of), color="gray", linestyle=style, label=label)
+        axis.set(xscale="log", yscale="log", ylabel="GB/s at model bytes, cold caches")
+
+    return _by_rule(rows, "parameters", lambda row, _: float(row["gb_per_s"]), draw)
 
 
 def _time_by_tensors(rows: Sequence[Row]) -> Figure:
-    figure, panels = _panels(rows, 6, 4.5)
-    colours = _colours(rows)
-    for axis, ((rule,), of) in panels:
-        for (name,), line in _groups(of, "contestant").items():
-            times = [row["cold_us_p50"] / 1e3 for row in line]
-            axis.plot(
-                [row["tensors"] for row in line], times, "o-", color=colours[name], label=name
-            )
-        total = of[0]["parameters"]
-        axis.set(xscale="log", yscale="log", title=rule)
-        axis.set(xlabel=f"tensors of {total:,} parameters together", ylabel="ms, cold caches")
-        axis.legend(fontsize=8)
-    return figure
+    def draw(axis: Any, of: Sequence[Row]) -> None:
+        axis.set(xscale="log", yscale="log", ylabel="ms, cold caches")
+        axis.set_xlabel(f"tensors of {of[0]['parameters']:,} parameters together")
+
+    return _by_rule(rows, "tensors", lambda row, _: row["cold_us_p50"] / 1e3, draw)
 
 
 def _speed_by_threads(rows: Sequence[Row]) -> Figure:
-    figure, panels = _panels(rows, 5, 4.5)
-    colours = _colours(rows)
-    for axis, ((rule,), of) in panels:
-        for (name,), line in _groups(of, "contestant").items():
-            speeds = [line[0]["cold_us_p50"] / row["cold_us_p50"] for row in line]
-            axis.plot(
-                [row["threads"] for row in line], speeds, "o-", color=colours[name], label=name
-            )
-        _, line = next(iter(_groups(of, "contestant").items()))
-        for key, label, style in (
-            ("copy_gb_per_s", "copy", "--"),
-            ("five_streams_gb_per_s", "five streams", ":"),
-        ):
+    def draw(axis: Any, of: Sequence[Row]) -> None:
+        line = next(iter(_groups(of, "contestant").values()))
+        for key, label, style in _ROOFS:
             rates = [row[key] / line[0][key] for row in line]
-            axis.plot(
-                [row["threads"] for row in line],
-                rates,
-                style,
-                color="gray",
-                label=f"{label}'s rate",
-            )
-        axis.set(
-            title=f"{line[0]['model']}, {rule}", xlabel="threads", ylabel="speed over 1 thread"
-        )
-        axis.legend(fontsize=8)
-    return figure
+            threads = [row["threads"] for row in line]
+            axis.plot(threads, rates, style, color="gray", label=f"{label}'s rate")
+        axis.set(title=f"{line[0]['model']}, {line[0]['rule']}", ylabel="speed over 1 thread")
+
+    return _by_rule(rows, "threads", lambda row, one: one["cold_us_p50"] / row["cold_us_p50"], draw)
 
 
 _DRAWN = {
