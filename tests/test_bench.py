@@ -269,7 +269,8 @@ def test_a_decay_that_is_not_there_is_a_wrong_result(rule: str) -> None:
     def make(params: list[torch.Tensor], **options: Any) -> Any:
         return plain.make(params, **{**options, "weight_decay": 0.0})
 
-    assert "wrong result" in str(why_not(replace(plain, make=make), "cpu"))
+    # Of others more roundings are allowed, as many as the decay of what is timed is worth.
+    assert "wrong result" in str(why_not(replace(plain, make=make, peer="other"), "cpu"))
 
 
 def with_wrong(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
