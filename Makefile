@@ -3,6 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+TEST_PROCESSES ?= 2
 # One of those that `pip install .` compiles for.
 CUDA_ARCHITECTURES ?= 90
 
@@ -24,8 +25,9 @@ demo-tune: .venv/demo
 bench: .venv/bench
 	$(bin)/python -m date_optim.bench $(BENCH_ARGS)
 
+# In an order of their own, so that no test leans on one before it.
 test: lint
-	$(bin)/pytest
+	$(bin)/pytest --numprocesses $(TEST_PROCESSES) --dist worksteal --benchmark-disable
 
 # Beside trainers, trackers and other packages' optimizers.
 test-integrations: $(integrations)/done
