@@ -156,7 +156,9 @@ FIRST: list[tuple[str, Options, Direction]] = [
 """Options of a rule, and its first direction from fresh states."""
 
 
-@pytest.mark.parametrize(("rule", "options", "direction"), FIRST, ids=str)
+@pytest.mark.parametrize(
+    ("rule", "options", "direction"), FIRST, ids=lambda each: "" if callable(each) else str(each)
+)
 def test_the_three_places_of_weight_decay(
     rule: str, options: Options, direction: Direction
 ) -> None:
