@@ -25,9 +25,9 @@ demo-tune: .venv/demo
 bench: .venv/bench
 	$(bin)/python -m date_optim.bench $(BENCH_ARGS)
 
-# In an order of their own, so that no test leans on one before it.
+# A file after the other, so that what a file builds is built once.
 test: lint
-	$(bin)/pytest --numprocesses $(TEST_PROCESSES) --dist worksteal --benchmark-disable
+	$(bin)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --benchmark-disable
 
 # Beside trainers, trackers and other packages' optimizers.
 test-integrations: $(integrations)/done
