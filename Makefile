@@ -3,6 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+PAPERS_ARGS ?=
 TEST_PROCESSES ?= 2
 # One of those that `pip install .` compiles for.
 CUDA_ARCHITECTURES ?= 90
@@ -14,13 +15,20 @@ native_code = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -na
 sources := date_kernels python tests examples bench
 
 .NOTPARALLEL:
-.PHONY: demo demo-tune bench test test-integrations mutants lint format clean
+.PHONY: demo demo-tune papers papers-quick bench test test-integrations mutants lint format clean
 
 demo: .venv/demo
 	$(bin)/python examples/demo/run.py $(DEMO_ARGS)
 
 demo-tune: .venv/demo
 	$(bin)/python examples/demo/tune.py
+
+# The papers' studies: hours, and what shows their point within ten minutes.
+papers: .venv/demo
+	$(bin)/python examples/papers/run.py $(PAPERS_ARGS)
+
+papers-quick: .venv/demo
+	$(bin)/python examples/papers/run.py --size quick $(PAPERS_ARGS)
 
 bench: .venv/bench
 	$(bin)/python -m date_optim.bench $(BENCH_ARGS)

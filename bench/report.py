@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +157,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
 BLOCK = re.compile(r"(<!-- results: (.+?) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 
-def filled(page: str) -> str:
+def filled(page: str, blocks: Mapping[str, Callable[[], str]] = BLOCKS) -> str:
     """Return a page's text with its tables made anew."""
-    return BLOCK.sub(lambda found: f"{found[1]}{BLOCKS[found[2]]()}\n{found[3]}", page)
+    return BLOCK.sub(lambda found: f"{found[1]}{blocks[found[2]]()}\n{found[3]}", page)
 
 
 def main() -> None:

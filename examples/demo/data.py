@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,7 +168,7 @@ def read_idx(folder: Path, name: str, digest: str) -> NDArray[np.uint8]:
         )
     except FileNotFoundError as error:
         raise DataError(f"{folder} holds neither {name} nor {name}.gz") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{name} in {folder} cannot be read: {error}") from error
     if (found := hashlib.sha256(content).hexdigest()) != digest:
         raise DataError(

@@ -1,0 +1,12 @@
+"""The studies, by name, in the order in which they are run."""
+
+from collections.abc import Mapping
+
+from .curvature import CurvatureStudy
+from .lstm import Lstm, LstmRates
+from .study import Study
+from .table3 import Bounds, Rates, Table3
+
+STUDIES: Mapping[str, Study] = {
+    each.name: each for each in (Rates(), Bounds(), Table3(), LstmRates(), Lstm(), CurvatureStudy())
+}
