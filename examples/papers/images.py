@@ -20,7 +20,7 @@ from demo.train import add_gradients, measure_accuracy, sample_stream
 from torch import nn
 
 from date_optim import Recipe
-from date_optim.schedules import Constant, Decay, Polynomial, RollerCoaster
+from date_optim.schedules import Constant, Decay, RollerCoaster
 
 from .solvers import make_optimizer
 from .training import Training
@@ -28,7 +28,6 @@ from .training import Training
 DECAYS: Mapping[str, Decay] = {
     "roller coaster": RollerCoaster(),
     "constant": Constant(),
-    "poly 2": Polynomial(2),
 }
 
 
@@ -67,7 +66,7 @@ class Classification(Training):
     settings : mapping
         ``solver``, ``trust``, ``batch_size``, ``seed``; ``lr``, ``warmup_epochs`` and
         ``base_batch_size`` of the recipe's baseline, ``epochs``; where they are others than the
-        recipe's defaults ``scaling`` and ``decay``, a key of `DECAYS`; ``options`` of the
+        recipe's default ``decay``, a key of `DECAYS`; ``options`` of the
         optimizer.
     data : DataSet
     device : {"cpu", "cuda"}
@@ -87,7 +86,6 @@ class Classification(Training):
             warmup_epochs=settings["warmup_epochs"],
             epochs=settings["epochs"],
             samples=len(data.train),
-            scaling=settings.get("scaling", "sqrt"),
             decay=DECAYS[settings.get("decay", "roller coaster")],
         ).at(settings["batch_size"])
         torch.manual_seed(settings["seed"])

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from torch import Tensor, nn
+from torch import nn
 
 
 def make_lenet() -> nn.Sequential:
@@ -25,23 +25,3 @@ def make_lenet() -> nn.Sequential:
             dense2=nn.Linear(1024, 10),
         )
     )
-
-
-class ImageLstm(nn.Module):
-    """LEGW's LSTM for MNIST: an image's 28 rows, one after the other; 137,098 parameters.
-
-    A row is mapped to 128 values, the LSTM has 128 units, and its last output is classified. It is
-    the papers' model but for the second bias vector that torch's LSTM has.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows = nn.Linear(28, 128)
-        self.lstm = nn.LSTM(128, 128, batch_first=True)
-        self.classes = nn.Linear(128, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Classify images of shape (n, 1, 28, 28); return logits of shape (n, 10)."""
-        outputs, _ = self.lstm(self.rows(images[:, 0]))
-        logits: Tensor = self.classes(outputs[:, -1])
-        return logits

@@ -35,6 +35,7 @@ from papers.solvers import backend_for
 from papers.store import Store, document, write_whole
 from papers.studies import STUDIES
 from papers.study import SIZES, Case, Table
+from papers.table3 import MODELS
 from papers.training import train
 
 
@@ -45,6 +46,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "studies", nargs="*", metavar="STUDY", help=f"default: all of {', '.join(STUDIES)}"
     )
     parser.add_argument("--size", choices=SIZES, default="full", help="default: %(default)s")
+    parser.add_argument(
+        "--model", choices=MODELS, default="lenet5", help="of table3 and its tuning: %(default)s"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="default: %(default)s")
     parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST's four idx files")
     parser.add_argument(
@@ -123,20 +127,27 @@ def run_cases(
                 process.join()
 
 
+def with_model(case: Case, model: str) -> Case:
+    """The same case with another model, if it leaves a choice."""
+    chosen = {"model": model} if "model" in case.settings else {}
+    return Case(case.name, {**case.settings, **chosen})
+
+
 def run_study(name: str, arguments: argparse.Namespace, console: Console) -> None:
     """Run a study, write its document and picture, print its tables."""
-    study, size = STUDIES[name], arguments.size
-    store = Store(arguments.out / size / name)
-    cases = study.cases(size)
+    study, size, model = STUDIES[name], arguments.size, arguments.model
+    cases = [with_model(case, model) for case in study.cases(size)]
     if not cases:
         return
+    stem = name if model == "lenet5" else f"{name}-{model}"
+    store = Store(arguments.out / size / stem)
     console.print(study.title, style="bold")
     run_cases(name, cases, store, arguments, console)
-    command = shlex.join(["python", "examples/papers/run.py", name, "--size", size])
+    command = ["python", "examples/papers/run.py", name, "--size", size, "--model", model]
     results = [store.require(case) for case in cases]
-    written = document(study, size, command, results)
-    write_whole(arguments.out / size / f"{name}.json", written)
-    study.draw(written["results"]).savefig(arguments.out / size / f"{name}.png", dpi=120)
+    written = document(study, size, shlex.join(command), results)
+    write_whole(arguments.out / size / f"{stem}.json", written)
+    study.draw(written["results"]).savefig(arguments.out / size / f"{stem}.png", dpi=120)
     for title, table in study.tables(written["results"]).items():
         console.print(show(title, table))
 

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 
 from .curvature import CurvatureStudy
-from .lstm import Lstm, LstmRates
 from .study import Study
 from .table3 import Bounds, Rates, Table3
 
 STUDIES: Mapping[str, Study] = {
-    each.name: each for each in (Rates(), Bounds(), Table3(), LstmRates(), Lstm(), CurvatureStudy())
+    each.name: each for each in (Rates(), Bounds(), Table3(), CurvatureStudy())
 }

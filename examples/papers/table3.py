@@ -198,10 +198,10 @@ class Rates(_Images):
     title = "Tuning for LIMIT's table 3: rates at batch 256"
     grid: Mapping[str, tuple[float, ...]] = {
         "momentum": (0.02, 0.05, 0.1),
-        "adagrad": (0.01, 0.02, 0.04),
-        "rmsprop": (5e-4, 1e-3, 2e-3),
-        "adam": (5e-4, 1e-3, 2e-3),
-        "lars": (2.0, 4.0, 8.0),
+        "adagrad": (0.02, 0.04, 0.08),
+        "rmsprop": (1e-3, 2e-3, 4e-3),
+        "adam": (1e-3, 2e-3, 4e-3),
+        "lars": (4.0, 8.0, 16.0),
     }
 
     def cases(self, size: Size) -> list[Case]:
