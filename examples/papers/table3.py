@@ -199,8 +199,8 @@ class Rates(_Images):
     grid: Mapping[str, tuple[float, ...]] = {
         "momentum": (0.02, 0.05, 0.1),
         "adagrad": (0.02, 0.04, 0.08),
-        "rmsprop": (1e-3, 2e-3, 4e-3),
-        "adam": (1e-3, 2e-3, 4e-3),
+        "rmsprop": (2e-3, 4e-3, 8e-3),
+        "adam": (2e-3, 4e-3, 8e-3),
         "lars": (4.0, 8.0, 16.0),
     }
 
