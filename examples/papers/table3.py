@@ -200,7 +200,7 @@ class Rates(_Images):
         "momentum": (0.02, 0.05, 0.1),
         "adagrad": (0.02, 0.04, 0.08),
         "rmsprop": (2e-3, 4e-3, 8e-3),
-        "adam": (2e-3, 4e-3, 8e-3),
+        "adam": (4e-3, 8e-3, 16e-3),
         "lars": (4.0, 8.0, 16.0),
     }
 
