@@ -44,7 +44,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {"lars": {"exclude": None}}
 """LeNet has no norm layers, whose weights LARS leaves out, and its biases need ratios, too: what
 suits a ratio's rate throws them far off."""
 
-RATES = {"momentum": 0.02, "adagrad": 0.01, "rmsprop": 1e-3, "adam": 1e-3, "lars": 2.0}
+RATES = {"momentum": 0.05, "adagrad": 0.04, "rmsprop": 4e-3, "adam": 8e-3, "lars": 8.0}
 """Chosen by `Rates`."""
 
 BOUNDS = {
