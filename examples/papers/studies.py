@@ -4,8 +4,6 @@ from collections.abc import Mapping
 
 from .curvature import CurvatureStudy
 from .study import Study
-from .table3 import Bounds, Rates, Table3
+from .table3 import Rates, Table3
 
-STUDIES: Mapping[str, Study] = {
-    each.name: each for each in (Rates(), Bounds(), Table3(), CurvatureStudy())
-}
+STUDIES: Mapping[str, Study] = {each.name: each for each in (Rates(), Table3(), CurvatureStudy())}
