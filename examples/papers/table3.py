@@ -193,10 +193,10 @@ class Rates(_Images):
     name = "table3-rates"
     title = "Tuning for LIMIT's table 3: rates at batch 256"
     grid: Mapping[str, tuple[float, ...]] = {
-        "momentum": (0.02, 0.05, 0.1),
-        "adagrad": (0.02, 0.04, 0.08),
+        "momentum": (0.01, 0.02, 0.05),
+        "adagrad": (0.04, 0.08, 0.16),
         "rmsprop": (2e-3, 4e-3, 8e-3),
-        "adam": (4e-3, 8e-3, 16e-3),
+        "adam": (8e-3, 16e-3, 32e-3),
         "lars": (4.0, 8.0, 16.0),
     }
 
