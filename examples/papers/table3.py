@@ -45,7 +45,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {"lars": {"exclude": None}}
 """LeNet has no norm layers, whose weights LARS leaves out, and its biases need ratios, too: what
 suits a ratio's rate throws them far off."""
 
-RATES = {"momentum": 0.05, "adagrad": 0.04, "rmsprop": 4e-3, "adam": 8e-3, "lars": 8.0}
+RATES = {"momentum": 0.02, "adagrad": 0.08, "rmsprop": 4e-3, "adam": 0.016, "lars": 8.0}
 """Chosen by `Rates`."""
 
 BOUNDS = [0.1, 1.0]
