@@ -143,7 +143,7 @@ class Table3(_Images):
             accuracy.scatter(x, y, 18, color=COLORS[k], label=labels[column])
         accuracy.set_xticks(range(len(solvers)), solvers)
         accuracy.set_ylabel("test accuracy, percent; 0: diverged")
-        accuracy.legend(loc="lower left")
+        accuracy.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=4)
         for axes, column in ((unbounded, "layer-wise"), (bounded, "bounded")):
             for each in of(results, "rmsprop"):
                 if each["settings"]["column"] == column:
@@ -181,7 +181,7 @@ def paired(results: Sequence[Result]) -> Table:
         if bounded:
             found = compare_pairs(bounded, plain)
             interval = "-"
-            if found["interval"] is not None:
+            if len(found["differences"]) > 2:  # of two pairs it says nothing
                 interval = "{:+.1f} to {:+.1f}".format(*found["interval"])
             each = ", ".join(f"{difference:+.1f}" for difference in found["differences"])
             rows.append((solver, each, f"{found['mean']:+.1f}", interval))
