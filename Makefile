@@ -33,7 +33,8 @@ papers-quick: .venv/demo
 bench: .venv/bench
 	$(bin)/python -m date_optim.bench $(BENCH_ARGS)
 
-# A file after the other, so that what a file builds is built once.
+# A file's tests in one process, so that what it builds is built once. Beside other processes
+# pytest-benchmark would warn, which is an error; no benchmark is among these tests.
 test: lint
 	$(bin)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --benchmark-disable
 

@@ -61,7 +61,7 @@ def make(case: Case) -> Classification:
     return Classification(make_lenet5, case.settings, few_images(), "cpu")
 
 
-class Interrupted(Exception):  # noqa: N818 - an interrupt is no error
+class ProcessEndsError(Exception):
     """Stands for whatever ends a process."""
 
 
@@ -82,9 +82,9 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, solver: str)
 
     def interrupt(record: Record) -> None:
         if len(record.epochs) == 2:
-            raise Interrupted
+            raise ProcessEndsError
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(ProcessEndsError):
         train(chosen, make(chosen), tmp_path / "a.pt", interrupt)
     resumed = make(chosen)
     found = train(chosen, resumed, tmp_path / "a.pt")
@@ -102,18 +102,18 @@ def test_dropouts_random_numbers_go_on(tmp_path: Path) -> None:
     expected = train(chosen, with_dropout(), tmp_path / "whole.pt")
 
     def interrupt(record: Record) -> None:
-        raise Interrupted
+        raise ProcessEndsError
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(ProcessEndsError):
         train(chosen, with_dropout(), tmp_path / "a.pt", interrupt)
     assert equal(train(chosen, with_dropout(), tmp_path / "a.pt"), expected)
 
 
 def test_a_checkpoint_of_other_settings_is_not_used(tmp_path: Path) -> None:
     def interrupt(record: Record) -> None:
-        raise Interrupted
+        raise ProcessEndsError
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(ProcessEndsError):
         train(case(lr=0.1), make(case(lr=0.1)), tmp_path / "a.pt", interrupt)
     expected = train(case(), make(case()), tmp_path / "whole.pt")
     assert equal(train(case(), make(case()), tmp_path / "a.pt"), expected)
@@ -167,9 +167,9 @@ def test_a_probed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert distances[0] < distances[-1]
 
     def interrupt(record: Record) -> None:
-        raise Interrupted
+        raise ProcessEndsError
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(ProcessEndsError):
         train(chosen, Probed(chosen.settings, None, "cpu"), tmp_path / "a.pt", interrupt)
     again = train(chosen, Probed(chosen.settings, None, "cpu"), tmp_path / "a.pt")
     assert again["probes"] == found["probes"]

@@ -18,6 +18,7 @@ from demo.data import (
 )
 from demo.train import add_gradients, measure_accuracy, sample_stream
 from torch import nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from date_optim import Recipe
 from date_optim.schedules import Constant, Decay, RollerCoaster
@@ -91,7 +92,7 @@ class Classification(Training):
         torch.manual_seed(settings["seed"])
         # Convolutions of so few channels take less time so, on a CPU.
         self.model = make_model().to(device)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        convert_conv2d_weight_memory_format(self.model, torch.channels_last)
         self.optimizer = make_optimizer(
             settings["solver"],
             settings["trust"],
